@@ -1,0 +1,65 @@
+// Real spherical harmonics up to degree 4 in the order and signs of 3D Gaussian splatting, by the
+// recurrences of Sloan, "Efficient Spherical Harmonic Evaluation" (JCGT 2013).
+#pragma once
+
+#include "constants.h"
+#include "vec.h"
+
+namespace rapfast {
+
+RAPFAST_HD constexpr int sh_bases(int degree) { return (degree + 1) * (degree + 1); }
+
+// Values of the first (degree + 1)^2 bases in direction d, which need not be normalised. The zero
+// vector counts as no direction: every basis that depends on it is evaluated at 0.
+template <typename T>
+RAPFAST_HD void sh_basis(int degree, const Vec3<T>& d, T* basis /* [25] */) {
+  basis[0] = T(0.2820947917738781);
+  if (degree < 1) return;
+
+  const T norm2 = dot(d, d);
+  const T inv_norm = norm2 > T(0) ? T(1) / sqrt(norm2) : T(0);
+  const T x = d.x * inv_norm, y = d.y * inv_norm, z = d.z * inv_norm;
+  basis[1] = T(-0.48860251190292) * y;
+  basis[2] = T(0.48860251190292) * z;
+  basis[3] = T(-0.48860251190292) * x;
+  if (degree < 2) return;
+
+  const T z2 = z * z;
+  const T c1 = x * x - y * y;  // cos(2 phi), sin(2 phi) times sin^2(theta)
+  const T s1 = T(2) * x * y;
+  const T b2 = T(-1.092548430592079) * z;
+  basis[4] = T(0.5462742152960395) * s1;
+  basis[5] = b2 * y;
+  basis[6] = T(0.9461746957575601) * z2 - T(0.3153915652525201);
+  basis[7] = b2 * x;
+  basis[8] = T(0.5462742152960395) * c1;
+  if (degree < 3) return;
+
+  const T c2 = x * c1 - y * s1;
+  const T s2 = x * s1 + y * c1;
+  const T c3 = T(-2.285228997322329) * z2 + T(0.4570457994644658);
+  const T b3 = T(1.445305721320277) * z;
+  basis[9] = T(-0.5900435899266435) * s2;
+  basis[10] = b3 * s1;
+  basis[11] = c3 * y;
+  basis[12] = z * (T(1.865881662950577) * z2 - T(1.119528997770346));
+  basis[13] = c3 * x;
+  basis[14] = b3 * c1;
+  basis[15] = T(-0.5900435899266435) * c2;
+  if (degree < 4) return;
+
+  const T d4 = z * (T(-4.683325804901025) * z2 + T(2.007139630671868));
+  const T c4 = T(3.31161143515146) * z2 - T(0.47308734787878);
+  const T b4 = T(-1.770130769779931) * z;
+  basis[16] = T(0.6258357354491763) * (x * s2 + y * c2);
+  basis[17] = b4 * s2;
+  basis[18] = c4 * s1;
+  basis[19] = d4 * y;
+  basis[20] = T(1.984313483298443) * z * basis[12] - T(1.006230589874905) * basis[6];
+  basis[21] = d4 * x;
+  basis[22] = c4 * c1;
+  basis[23] = b4 * c2;
+  basis[24] = T(0.6258357354491763) * (x * c2 - y * s2);
+}
+
+}  // namespace rapfast
