@@ -1,0 +1,27 @@
+// Stage 3, bin: for every tile of every image, the records that reach it, front to back.
+#pragma once
+
+#include "math/tile.h"
+
+namespace rapfast {
+
+template <typename T>
+struct BinParams {
+  int64_t n_images;          // I
+  int32_t tiles_x, tiles_y;  // per image
+  int64_t capacity;          // intersections there is room for
+
+  const Record<T>* records;      // [M] ordered by image, then Gaussian
+  const int32_t* radii;          // [M, 2]
+  const int64_t* image_offsets;  // [I + 1]
+
+  // Outputs. Within a tile: depth ascending, ties by Gaussian. Where tile_offsets' last entry
+  // exceeds the capacity, tile_records is not written: the caller comes again with room.
+  int64_t* tile_offsets;  // [I * tiles_y * tiles_x + 1]
+  int32_t* tile_records;  // [capacity] record index relative to its image's first record
+};
+
+template <typename T>
+void bin_cpu(const BinParams<T>& params, int threads);
+
+}  // namespace rapfast

@@ -1,0 +1,29 @@
+// Stage 4, blend: front-to-back compositing of each tile's records into its pixels.
+#pragma once
+
+#include "math/gaussian.h"
+
+namespace rapfast {
+
+template <typename T>
+struct BlendParams {
+  int64_t n_images;          // I
+  int32_t width, height;     // pixels
+  int32_t tiles_x, tiles_y;
+  int64_t n_channels;        // D, depth included
+  T alpha_cap;               // keeps 1 / (1 - alpha) finite in the backward pass
+
+  const Record<T>* records;      // [M]
+  const T* record_colors;        // [M, D]
+  const int64_t* image_offsets;  // [I + 1]
+  const int64_t* tile_offsets;   // [I * tiles_y * tiles_x + 1]
+  const int32_t* tile_records;   // [n] relative to the image's first record
+
+  T* colors;  // [I, H, W, D] output: sum of weight x colour, no background
+  T* alphas;  // [I, H, W] output: 1 - final transmittance
+};
+
+template <typename T>
+void blend_cpu(const BlendParams<T>& params, int threads);
+
+}  // namespace rapfast

@@ -1,0 +1,49 @@
+// Stage 2, color: the colour of every record, from spherical harmonics or as given.
+#pragma once
+
+#include "math/gaussian.h"
+
+namespace rapfast {
+
+enum class DepthChannel : int32_t {
+  kNone = 0,
+  kAppended = 1,  // after the colour channels
+  kOnly = 2,      // no colours at all
+};
+
+template <typename T>
+struct ColorParams {
+  int64_t n_scenes;      // B
+  int64_t n_cameras;     // C, of each scene
+  int64_t n_gaussians;   // N, of each scene
+  int32_t width, height; // pixels
+  int32_t sh_degree;     // -1: colours are given
+  int64_t n_bases;       // K, stored SH bases per Gaussian (at least (sh_degree + 1)^2)
+  int64_t n_channels;    // D, colour channels (3 with SH)
+  bool per_camera;       // colours have a camera dimension
+  DepthChannel depth_channel;
+
+  const T* means;         // [B, N, 3]
+  const T* viewmats;      // [B, C, 4, 4]
+  const T* Ks;            // [B, C, 3, 3]
+  const T* colors;        // [B, (C,) N, D] or [B, (C,) N, K, 3]
+  const int32_t* gaussian_ids;   // [M]
+  const int64_t* image_offsets;  // [I + 1]
+
+  // A record whose colour is not finite gets opacity 0 and is counted: this is the last stage that
+  // may take a record out.
+  Record<T>* records;   // [M]
+  T* record_colors;     // [M, D'] output, D' = D, D + 1 or 1 by depth_channel
+  int64_t* n_invalid;   // [I] added to
+};
+
+template <typename T>
+int64_t output_channels(const ColorParams<T>& p) {
+  if (p.depth_channel == DepthChannel::kOnly) return 1;
+  return p.n_channels + (p.depth_channel == DepthChannel::kAppended ? 1 : 0);
+}
+
+template <typename T>
+void color_cpu(const ColorParams<T>& params, int threads);
+
+}  // namespace rapfast
