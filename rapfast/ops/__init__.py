@@ -1,0 +1,15 @@
+"""The stages as ``torch.library`` operators: each checks nothing the caller has checked, allocates its
+outputs, calls the native module, and tells torch its output shapes without running.
+
+Tensors given to these operators are contiguous, on one device and of one floating dtype;
+:func:`rapfast.rasterization` sees to that. ``M`` counts records, the visible (image, Gaussian) pairs; image
+``i`` is camera ``i % C`` of scene ``i // C``.
+"""
+
+from rapfast.ops.bin import bin
+from rapfast.ops.blend import blend
+from rapfast.ops.color import color
+from rapfast.ops.composite import composite
+from rapfast.ops.project import project
+
+__all__ = ["bin", "blend", "color", "composite", "project"]

@@ -1,0 +1,83 @@
+"""Stage 3: which records each tile draws, front to back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rapfast.ops._library import TILE_SIZE, address, define, native, native_arguments
+from rapfast.ops.project import Records
+
+# Intersections that may be allocated before their number is known: untouched pages cost nothing.
+_FREE_CAPACITY = 1 << 24
+
+
+class Tiles(NamedTuple):
+    """Per tile the records that reach it, by depth, ties by Gaussian."""
+
+    tile_offsets: Tensor  # [I * tiles_y * tiles_x + 1] int64, row-major tiles
+    tile_records: Tensor  # [n] int32, relative to the image's first record
+
+
+def tile_grid(width: int, height: int) -> tuple[int, int]:
+    """Number of tile columns and rows of an image."""
+    return -(-width // TILE_SIZE), -(-height // TILE_SIZE)
+
+
+def _allocate(image_offsets: Tensor, tiles_x: int, tiles_y: int, capacity: int) -> Tiles:
+    n_tiles = (image_offsets.shape[0] - 1) * tiles_x * tiles_y
+    return Tiles(
+        tile_offsets=image_offsets.new_empty((n_tiles + 1,)),
+        tile_records=image_offsets.new_empty((capacity,), dtype=torch.int32),
+    )
+
+
+def _fake(records, radii, image_offsets, tiles_x, tiles_y, capacity):
+    return tuple(_allocate(image_offsets, tiles_x, tiles_y, capacity))
+
+
+def _cpu(records, radii, image_offsets, tiles_x, tiles_y, capacity):
+    out = _allocate(image_offsets, tiles_x, tiles_y, capacity)
+    native.bin(
+        **native_arguments(records),
+        n_images=image_offsets.shape[0] - 1,
+        tiles_x=tiles_x,
+        tiles_y=tiles_y,
+        capacity=capacity,
+        records=address(records),
+        radii=address(radii),
+        image_offsets=address(image_offsets),
+        tile_offsets=address(out.tile_offsets),
+        tile_records=address(out.tile_records),
+    )
+    return tuple(out)
+
+
+bin_op = define(
+    "bin(Tensor records, Tensor radii, Tensor image_offsets, int tiles_x, int tiles_y, int capacity) "
+    "-> (Tensor, Tensor)",
+    _cpu,
+    _fake,
+)
+
+
+def bin(projected: Records, width: int, height: int, *, capacity: int | None = None) -> Tiles:
+    """Lists the records of each tile.
+
+    ``capacity`` is the number of (tile, record) pairs to make room for at first; with too little room the
+    stage runs a second time, and the lists are the same for every value.
+    """
+    tiles_x, tiles_y = tile_grid(width, height)
+    if capacity is None:
+        capacity = max(_FREE_CAPACITY, 2 * projected.records.shape[0])
+
+    def run(room: int) -> Tiles:
+        return Tiles(*bin_op(projected.records, projected.radii, projected.image_offsets, tiles_x, tiles_y, room))
+
+    out = run(capacity)
+    n = int(out.tile_offsets[-1])
+    if n > capacity:
+        out = run(n)
+    return out._replace(tile_records=out.tile_records[:n])
