@@ -1,0 +1,369 @@
+"""``rasterization``: gsplat's call, rendered by rapfast."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rapfast import _check as check
+from rapfast import ops, reference
+from rapfast.meta import Meta, build_meta
+from rapfast.ops.project import CAMERA_MODELS
+from rapfast.postprocess import PostProcess
+
+RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
+BACKENDS = ("rapfast", "gsplat", "reference")
+MAX_SH_DEGREE = 4
+
+
+def rasterization(
+    means: Tensor,  # [..., N, 3]
+    quats: Tensor | None,  # [..., N, 4]
+    scales: Tensor | None,  # [..., N, 3]
+    opacities: Tensor,  # [..., N]
+    colors: Tensor,  # [..., (C,) N, D] or [..., (C,) N, K, 3]
+    viewmats: Tensor,  # [..., C, 4, 4]
+    Ks: Tensor,  # [..., C, 3, 3]
+    width: int,
+    height: int,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    radius_clip: float = 0.0,
+    eps2d: float = 0.3,
+    sh_degree: int | None = None,
+    packed: bool = True,
+    tile_size: int = 16,
+    backgrounds: Tensor | None = None,
+    render_mode: str = "RGB",
+    sparse_grad: bool = False,
+    absgrad: bool = False,
+    rasterize_mode: str = "classic",
+    channel_chunk: int = 32,
+    distributed: bool = False,
+    camera_model: str = "pinhole",
+    segmented: bool = False,
+    covars: Tensor | None = None,
+    with_ut: bool = False,
+    with_eval3d: bool = False,
+    radial_coeffs: Tensor | None = None,
+    tangential_coeffs: Tensor | None = None,
+    thin_prism_coeffs: Tensor | None = None,
+    ftheta_coeffs: Any = None,
+    rolling_shutter: Any = None,
+    viewmats_rs: Tensor | None = None,
+    *,
+    backend: str = "rapfast",
+    alpha_cap: float = 0.999,
+    postprocess: PostProcess | None = None,
+) -> tuple[Tensor, Tensor, Meta | dict[str, Any]]:
+    """Renders N Gaussians into C cameras in one call, with the arguments of ``gsplat.rasterization`` 1.5.3.
+
+    Leading batch dimensions ``...`` are scenes, each with its own Gaussians and cameras. All tensors are of one
+    dtype, float32 or (on the CPU) float64, and on one device; they need not be contiguous. A view rendered in a
+    batch is bitwise the view rendered alone.
+
+    Args:
+        means: Gaussian centres, world units.
+        quats: rotations (w, x, y, z) of any norm but zero. May be None with ``covars``.
+        scales: standard deviations along the rotated axes, world units. May be None with ``covars``.
+        opacities: 0 to 1. Above 1 the drawn alpha is still capped and the bounds stay at 3.33 sigma, as in
+            gsplat; below 1/255 nothing is drawn.
+        colors: with ``sh_degree`` None colours of any number D of channels, else spherical-harmonic
+            coefficients, K >= (sh_degree + 1)^2, in INRIA's order; shared by the cameras or one set for each.
+        viewmats: world to camera, OpenCV axes (x right, y down, z forward).
+        Ks: intrinsics in pixels; pixel centres lie at +0.5. Skew is not used.
+        width, height: of the images, pixels.
+        near_plane, far_plane: camera-space z outside these is not drawn.
+        radius_clip: Gaussians whose radius is at most this many pixels are not drawn.
+        eps2d: added to the diagonal of the 2D covariance, pixels^2.
+        sh_degree: 0 to 4; None: ``colors`` are colours.
+        packed: layout of ``meta`` only: [M, ...] per visible pair, or dense [..., C, N, ...].
+        tile_size: 16.
+        backgrounds: one colour per camera [..., C, D] or an image [..., C, H, W, D]. Depth has background 0.
+        render_mode: "RGB", "D" (sum of weight x depth), "ED" (that over alpha), "RGB+D" or "RGB+ED" (depth last).
+        sparse_grad, absgrad: concern gradients alone.
+        rasterize_mode: "classic", or "antialiased": opacity is scaled by how much ``eps2d`` widened the Gaussian.
+        channel_chunk, segmented: hints of gsplat that cannot change a pixel.
+        camera_model: "pinhole", "ortho" or "fisheye".
+        covars: covariances [..., N, 3, 3] used instead of quats and scales; the upper triangle is read.
+        distributed, with_ut, with_eval3d, radial_coeffs, tangential_coeffs, thin_prism_coeffs, ftheta_coeffs,
+            rolling_shutter, viewmats_rs: not supported, must keep their defaults.
+        backend: "rapfast"; "gsplat", which needs gsplat and a GPU; or "reference", plain torch, slow, any
+            floating dtype, differentiable.
+        alpha_cap: largest alpha of one Gaussian in one pixel, between 1/255 and 1.
+        postprocess: see :class:`rapfast.PostProcess`.
+
+    Returns:
+        colours [..., C, H, W, D] (D + 1 with a depth channel, 1 for depth alone), alphas [..., C, H, W, 1], and
+        ``meta``, see :func:`rapfast.meta.build_meta`. ``postprocess`` may change size, dtype and layout.
+
+        Gaussians that are not finite or degenerate (a zero quaternion, an overflowing projection, a colour that
+        is not finite), and all Gaussians of a view whose camera is (not finite, singular, a focal length of 0 or
+        less), are not drawn and counted in ``meta["n_invalid"]``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        NotImplementedError: for gsplat's arguments listed above, and where a gradient is wanted of an input:
+            the "rapfast" backend has no backward yet.
+
+    EWA splatting follows Zwicker et al. 2001 and Kerbl et al. 2023; docs/numerics.md has each formula's source.
+    """
+    _refuse_unsupported(
+        tile_size=(tile_size, tile_size == 16),
+        distributed=(distributed, distributed is False),
+        with_ut=(with_ut, with_ut is False),
+        with_eval3d=(with_eval3d, with_eval3d is False),
+        radial_coeffs=(radial_coeffs, radial_coeffs is None),
+        tangential_coeffs=(tangential_coeffs, tangential_coeffs is None),
+        thin_prism_coeffs=(thin_prism_coeffs, thin_prism_coeffs is None),
+        ftheta_coeffs=(ftheta_coeffs, ftheta_coeffs is None),
+        rolling_shutter=(rolling_shutter, getattr(rolling_shutter, "name", rolling_shutter) in (None, "GLOBAL")),
+        viewmats_rs=(viewmats_rs, viewmats_rs is None),
+        camera_model=(camera_model, camera_model != "ftheta"),
+    )
+    check.choice("backend", backend, BACKENDS)
+    check.integer("channel_chunk", channel_chunk, 1, 1 << 31)
+    check.flag("segmented", segmented)
+    check.flag("absgrad", absgrad)
+    check.flag("packed", packed)
+    settings = _Settings(
+        width=check.integer("width", width, 1, check.MAX_IMAGE_SIZE, " pixels"),
+        height=check.integer("height", height, 1, check.MAX_IMAGE_SIZE, " pixels"),
+        near_plane=check.number("near_plane", near_plane, what="a depth"),
+        far_plane=check.number("far_plane", far_plane, what="a depth"),
+        radius_clip=check.number("radius_clip", radius_clip, 0.0, what="a radius of at least 0 pixels"),
+        eps2d=check.number("eps2d", eps2d, 0.0, 1e15, what="a variance of at least 0 pixels^2"),
+        sh_degree=None if sh_degree is None else check.integer("sh_degree", sh_degree, 0, MAX_SH_DEGREE),
+        render_mode=check.choice("render_mode", render_mode, RENDER_MODES),
+        antialiased=check.choice("rasterize_mode", rasterize_mode, ("classic", "antialiased")) == "antialiased",
+        camera_model=check.choice("camera_model", camera_model, tuple(CAMERA_MODELS)),
+        alpha_cap=check.number("alpha_cap", alpha_cap, 1.0 / 255.0, what="above 1/255 and below 1"),
+    )
+    if settings.alpha_cap >= 1.0:
+        raise ValueError(f"alpha_cap must be above 1/255 and below 1, got {alpha_cap}")
+    if settings.near_plane > settings.far_plane:
+        raise ValueError(f"near_plane must not exceed far_plane, got {near_plane} and {far_plane}")
+    if postprocess is not None and not isinstance(postprocess, PostProcess):
+        raise TypeError(f"postprocess must be a rapfast.PostProcess or None, got {check.describe(postprocess)}")
+
+    inputs = _check_inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, settings)
+    if check.flag("sparse_grad", sparse_grad):
+        if not packed:
+            raise ValueError("sparse_grad must be False with packed=False, got True")
+        if means.dim() != 2:
+            raise ValueError(f"sparse_grad must be False with leading batch dimensions, got means {list(means.shape)}")
+    _check_postprocess(postprocess, colors.shape[-1], settings)
+
+    if backend == "gsplat":
+        return _gsplat(inputs, settings, packed, sparse_grad, absgrad, channel_chunk, segmented, postprocess)
+    if backend == "reference":
+        return reference.rasterization(
+            **inputs._asdict(),
+            width=settings.width,
+            height=settings.height,
+            near_plane=settings.near_plane,
+            far_plane=settings.far_plane,
+            radius_clip=settings.radius_clip,
+            eps2d=settings.eps2d,
+            sh_degree=settings.sh_degree,
+            packed=packed,
+            render_mode=render_mode,
+            rasterize_mode=rasterize_mode,
+            camera_model=camera_model,
+            alpha_cap=settings.alpha_cap,
+            postprocess=postprocess,
+        )
+    return _rapfast(inputs, settings, packed, postprocess)
+
+
+class _Settings(NamedTuple):
+    width: int
+    height: int
+    near_plane: float
+    far_plane: float
+    radius_clip: float
+    eps2d: float
+    sh_degree: int | None
+    render_mode: str
+    antialiased: bool
+    camera_model: str
+    alpha_cap: float
+
+
+class _Inputs(NamedTuple):
+    means: Tensor
+    quats: Tensor | None
+    scales: Tensor | None
+    covars: Tensor | None
+    opacities: Tensor
+    colors: Tensor
+    viewmats: Tensor
+    Ks: Tensor
+    backgrounds: Tensor | None
+
+
+def _refuse_unsupported(**arguments: tuple[Any, bool]) -> None:
+    for name, (value, supported) in arguments.items():
+        if not supported:
+            shown = check.describe(value) if isinstance(value, Tensor) else repr(value)
+            raise NotImplementedError(f"{name}={shown} is not supported by rapfast: gsplat.rasterization has it")
+
+
+def _check_inputs(
+    means: Any, quats: Any, scales: Any, covars: Any, opacities: Any, colors: Any, viewmats: Any, Ks: Any,
+    backgrounds: Any, s: _Settings,
+) -> _Inputs:  # fmt: skip
+    check.floating_tensor("means", means, "[..., N, 3]")
+    if means.dim() < 2 or means.shape[-1] != 3:
+        raise ValueError(f"means must be [..., N, 3], got {check.describe(means)}")
+    batch, n = tuple(means.shape[:-2]), means.shape[-2]
+    if n >= 1 << 31:
+        raise ValueError(f"means must hold fewer than 2^31 Gaussians, got {n}")
+
+    def like_means(name: str, value: Any, *shapes: tuple[Any, ...]) -> Tensor:
+        return check.tensor_like(name, value, [batch + shape for shape in shapes], means, "means")
+
+    if covars is not None:
+        covars, quats, scales = like_means("covars", covars, (n, 3, 3)), None, None
+    else:
+        quats = like_means("quats", quats, (n, 4))
+        scales = like_means("scales", scales, (n, 3))
+    opacities = like_means("opacities", opacities, (n,))
+    viewmats = like_means("viewmats", viewmats, ("C", 4, 4))
+    c = viewmats.shape[-3]
+    Ks = like_means("Ks", Ks, (c, 3, 3))
+    if s.sh_degree is None:
+        colors = like_means("colors", colors, (n, "D"), (c, n, "D"))
+        if colors.shape[-1] < 1:
+            raise ValueError(f"colors must have at least one channel, got {check.describe(colors)}")
+    else:
+        colors = like_means("colors", colors, (n, "K", 3), (c, n, "K", 3))
+        needed = (s.sh_degree + 1) ** 2
+        if colors.shape[-2] < needed:
+            raise ValueError(
+                f"colors must hold at least K = {needed} coefficients for sh_degree {s.sh_degree}, "
+                f"got {check.describe(colors)}"
+            )
+    if backgrounds is not None:
+        d = colors.shape[-1]
+        backgrounds = like_means("backgrounds", backgrounds, (c, d), (c, s.height, s.width, d))
+    return _Inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds)
+
+
+def _check_postprocess(postprocess: PostProcess | None, n_channels: int, s: _Settings) -> None:
+    if postprocess is None:
+        return
+    n_colors = 0 if s.render_mode in ("D", "ED") else n_channels
+    for name in ("mean", "std"):
+        value = getattr(postprocess, name)
+        if value is not None and len(value) != n_colors:
+            raise ValueError(
+                f"postprocess.{name} must have one number per colour channel ({n_colors} in render_mode "
+                f"{s.render_mode}), got {len(value)}"
+            )
+    if postprocess.dtype == torch.uint8 and s.render_mode != "RGB":
+        raise ValueError(f"postprocess.dtype uint8 holds colours alone, got render_mode {s.render_mode}")
+
+
+def _rapfast(
+    inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None
+) -> tuple[Tensor, Tensor, Meta]:
+    if torch.is_grad_enabled():
+        for name, tensor in inputs._asdict().items():
+            if tensor is not None and tensor.requires_grad:
+                raise NotImplementedError(
+                    f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for the "
+                    'image alone, or use backend="gsplat" (on a GPU) or backend="reference" for gradients'
+                )
+    if inputs.means.device.type != "cpu":
+        raise NotImplementedError(
+            f"means must be on cpu, got {check.describe(inputs.means)}: this version of rapfast has no CUDA kernels "
+            'yet; move the tensors to the CPU or use backend="gsplat"'
+        )
+    batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
+    b = math.prod(batch_dims)
+
+    def flat(tensor: Tensor | None) -> Tensor | None:
+        """Leading batch dimensions as one, in memory order."""
+        if tensor is None:
+            return None
+        return tensor.detach().reshape(b, *tensor.shape[len(batch_dims) :]).contiguous()
+
+    means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = map(flat, inputs)
+    projected = ops.project(
+        means, quats, scales, covars, opacities, viewmats, Ks, s.width, s.height,
+        camera_model=s.camera_model, antialiased=s.antialiased, eps2d=s.eps2d, near_plane=s.near_plane,
+        far_plane=s.far_plane, radius_clip=s.radius_clip,
+    )  # fmt: skip
+    record_colors = ops.color(
+        means, viewmats, Ks, colors, projected, s.width, s.height, sh_degree=s.sh_degree, render_mode=s.render_mode
+    )
+    tiles = ops.bin(projected, s.width, s.height)
+    blended, alphas = ops.blend(projected, record_colors, tiles, s.width, s.height, alpha_cap=s.alpha_cap)
+    has_colors = s.render_mode not in ("D", "ED")
+    images, alphas = ops.composite(
+        blended,
+        alphas,
+        n_color_channels=colors.shape[-1] if has_colors else 0,
+        backgrounds=backgrounds.flatten(0, 1) if backgrounds is not None and has_colors else None,
+        expected_depth=s.render_mode.endswith("ED"),
+        postprocess=postprocess,
+    )
+    meta = build_meta(projected, batch_dims, c, n, s.width, s.height, packed)
+    return images.reshape(*batch_dims, c, *images.shape[1:]), alphas.reshape(*batch_dims, c, *alphas.shape[1:]), meta
+
+
+def _gsplat(
+    inputs: _Inputs, s: _Settings, packed: bool, sparse_grad: bool, absgrad: bool, channel_chunk: int,
+    segmented: bool, postprocess: PostProcess | None,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
+    if inputs.means.device.type != "cuda":
+        raise ValueError(
+            f'means must be on a CUDA device with backend="gsplat", got {check.describe(inputs.means)}: '
+            'the "rapfast" and "reference" backends run on the CPU'
+        )
+    if postprocess is not None:
+        raise NotImplementedError('postprocess is not supported by backend="gsplat": use "rapfast" or "reference"')
+    if s.alpha_cap != 0.999:
+        raise NotImplementedError(f'alpha_cap={s.alpha_cap} is not supported by backend="gsplat", which has 0.999')
+    if inputs.backgrounds is not None and inputs.backgrounds.dim() != inputs.Ks.dim() - 1:
+        raise NotImplementedError('backgrounds as images are not supported by backend="gsplat": use "rapfast"')
+    if inputs.backgrounds is not None and packed:
+        raise NotImplementedError('backgrounds with packed=True are not supported by backend="gsplat" (it asserts)')
+    try:
+        gsplat = importlib.import_module("gsplat")
+    except ImportError as error:
+        raise ImportError(
+            f"backend=\"gsplat\" needs gsplat ({error}): pip install 'rapfast[bench]' installs the version "
+            "rapfast is compared with"
+        ) from error
+    return gsplat.rasterization(
+        means=inputs.means,
+        quats=inputs.quats,
+        scales=inputs.scales,
+        opacities=inputs.opacities,
+        colors=inputs.colors,
+        viewmats=inputs.viewmats,
+        Ks=inputs.Ks,
+        width=s.width,
+        height=s.height,
+        near_plane=s.near_plane,
+        far_plane=s.far_plane,
+        radius_clip=s.radius_clip,
+        eps2d=s.eps2d,
+        sh_degree=s.sh_degree,
+        packed=packed,
+        backgrounds=inputs.backgrounds,
+        render_mode=s.render_mode,
+        sparse_grad=sparse_grad,
+        absgrad=absgrad,
+        rasterize_mode="antialiased" if s.antialiased else "classic",
+        channel_chunk=channel_chunk,
+        camera_model=s.camera_model,
+        segmented=segmented,
+        covars=inputs.covars,
+    )
