@@ -126,7 +126,7 @@ def save_ply(scene: Scene, path: PathLike) -> None:
 def check_ranges(scene: Scene, path: PathLike) -> None:
     """Refuse scales and opacities that have no logarithm and logit, naming the first."""
     for name, tensor, bad, rule in (
-        ("scales", scene.scales, (scene.scales < 0).reshape(len(scene), -1).any(dim=1), "must not be negative"),
+        ("scales", scene.scales, (scene.scales < 0).any(dim=1), "must not be negative"),
         ("opacities", scene.opacities, (scene.opacities < 0) | (scene.opacities > 1), "must be within 0..1"),
     ):
         if bool(bad.any()):
@@ -238,7 +238,8 @@ def _ascii_rows(header: PlyHeader, vertex: PlyElement) -> np.ndarray:
                 file, dtype=np.float64, comments=None, skiprows=skipped, max_rows=vertex.count, ndmin=2, encoding="latin1"
             )
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{header.path}: the vertex element cannot be read as ASCII numbers: {error}") from None
+            reason = str(error).split(";")[0]  # numpy goes on with advice on its own arguments
+            raise ValueError(f"{header.path}: the vertex element cannot be read as ASCII numbers: {reason}") from None
     if table.shape != (vertex.count, len(vertex.properties)):
         raise ValueError(
             f"{header.path}: the vertex element must have {vertex.count:,} rows of {len(vertex.properties)} values, "
