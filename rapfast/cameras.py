@@ -89,7 +89,7 @@ class Cameras:
         """Read cameras of any supported kind, recognised by what `path` is and holds.
 
         Args:
-            path: a folder with a COLMAP model (itself, sparse/0 or sparse), transforms.json or cameras.json; a
+            path: a folder with a COLMAP model (in itself, 0, sparse/0 or sparse), transforms.json or cameras.json; a
                 .json of nerfstudio's or INRIA's form; or poses in .npz, .npy or .txt (see `rapfast.io.poses`).
             Ks: [3,3] or [M,3,3] intrinsics in pixels, for pose files that hold none.
             width, height: image size in pixels, for pose files that hold none.
@@ -328,7 +328,7 @@ def _read(path: PathLike, Ks: Any, width: int | None, height: int | None) -> lis
 
 
 def _read_folder(folder: Path) -> list[View]:
-    models = [f for f in (folder, folder / "sparse" / "0", folder / "sparse") if colmap.is_model(f)]
+    models = [f for f in (folder, folder / "0", folder / "sparse" / "0", folder / "sparse") if colmap.is_model(f)]
     if models:
         return colmap.read_model(models[0])
     files = [folder / name for name in ("transforms.json", "cameras.json") if (folder / name).is_file()]
