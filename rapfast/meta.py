@@ -6,7 +6,7 @@ from the records the call kept and never from its inputs, which an optimizer may
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from typing import Any
 
 import torch
@@ -43,11 +43,20 @@ class Meta(dict):
             return value
         return super().pop(key, *default)
 
-    def values(self) -> Iterator[Any]:  # type: ignore[override]
-        return (self[key] for key in self)
+    def popitem(self) -> tuple[str, Any]:
+        key = next(reversed(self))
+        return key, self.pop(key)
 
-    def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
-        return ((key, self[key]) for key in self)
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        return ValuesView(self)
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        return ItemsView(self)
 
     def copy(self) -> Meta:
         return Meta(super().items())
@@ -118,19 +127,25 @@ def build_meta(
     def intersections() -> tuple[Tensor, Tensor, Tensor]:
         x0, y0, x1, _ = boxes().unbind(1)
         counts = tiles_per_record()
-        row = torch.repeat_interleave(torch.arange(records.shape[0], device=device), counts)
-        place = torch.arange(row.shape[0], device=device) - (counts.cumsum(0) - counts)[row]
-        columns = (x1 - x0)[row].clamp(min=1)
+        depths = records[:, _FIELD["depth"]]
+        # Emitted front to back, then sorted stably by tile: within a tile the order is the one drawn in, depths as
+        # real numbers (their bits would put negative ones last) and ties by Gaussian.
+        order = torch.sort(depths, stable=True).indices
+        ends = counts[order].cumsum(0)
+        row = torch.repeat_interleave(order, counts[order])
+        place = torch.arange(row.shape[0], device=device) - torch.repeat_interleave(ends - counts[order], counts[order])
+        columns = (x1 - x0)[row]
         tile = (y0[row] + place // columns) * tiles_x + x0[row] + place % columns
         image = image_ids()[row]
+        image_tile, order = torch.sort(image * (tiles_x * tiles_y) + tile, stable=True)
+        row, tile, image = row[order], tile[order], image[order]
         # gsplat's key: image | tile | the 32 bits of the depth.
         tile_bits = (tiles_x * tiles_y).bit_length()
-        depth_bits = records[:, _FIELD["depth"]].float().view(torch.int32).long() & 0xFFFFFFFF
-        keys = (image << (32 + tile_bits)) | (tile << 32) | depth_bits[row]
-        order = torch.sort(keys, stable=True).indices
-        offsets = torch.bincount(image * tiles_x * tiles_y + tile, minlength=n_images * tiles_x * tiles_y)
+        depth_bits = depths[row].float().view(torch.int32).long() & 0xFFFFFFFF
+        keys = (image << (32 + tile_bits)) | (tile << 32) | depth_bits
+        offsets = torch.bincount(image_tile, minlength=n_images * tiles_x * tiles_y)
         offsets = (offsets.cumsum(0) - offsets).to(torch.int32)
-        return keys[order], flat_ids()[row[order]], offsets.reshape(*batch_dims, n_cameras, tiles_y, tiles_x)
+        return keys, flat_ids()[row], offsets.reshape(*batch_dims, n_cameras, tiles_y, tiles_x)
 
     meta = Meta()
 
