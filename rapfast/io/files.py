@@ -61,7 +61,7 @@ def read_capped(path: PathLike, limit: int, what: str) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise ValueError(f"{path}: {what} of {size:,} bytes is over the limit of {limit:,}")
-        return file.read(limit)
+        return file.read(size)  # not the limit: a sized read allocates its size first
 
 
 def load_json(path: PathLike) -> Any:
