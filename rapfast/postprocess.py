@@ -41,12 +41,14 @@ class PostProcess:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        if self.size is not None:
-            if len(self.size) != 2 or not all(isinstance(n, int) and 1 <= n <= 1 << 20 for n in self.size):
-                raise ValueError(f"postprocess.size must be (height, width) of at least 1 pixel, got {self.size}")
-        if self.clamp is not None:
-            if len(self.clamp) != 2 or not self.clamp[0] <= self.clamp[1]:
-                raise ValueError(f"postprocess.clamp must be (lowest, highest) in that order, got {self.clamp}")
+        self._numbers("size", 2)
+        self._numbers("clamp", 2)
+        self._numbers("mean")
+        self._numbers("std")
+        if self.size is not None and not all(isinstance(n, int) and 1 <= n <= 1 << 20 for n in self.size):
+            raise ValueError(f"postprocess.size must be (height, width) of at least 1 pixel, got {self.size}")
+        if self.clamp is not None and not self.clamp[0] <= self.clamp[1]:
+            raise ValueError(f"postprocess.clamp must be (lowest, highest) in that order, got {self.clamp}")
         if self.mean is not None and not all(math.isfinite(m) for m in self.mean):
             raise ValueError(f"postprocess.mean must be finite numbers, got {self.mean}")
         if self.std is not None and not all(math.isfinite(s) and s > 0 for s in self.std):
@@ -59,7 +61,18 @@ class PostProcess:
             )
         if self.dtype == torch.uint8 and (self.mean is not None or self.std is not None):
             raise ValueError("postprocess.dtype uint8 holds colours in 0..1: mean and std must be None with it")
-        for name in ("size", "clamp", "mean", "std"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+
+    def _numbers(self, name: str, length: int | None = None) -> None:
+        """Makes the field a tuple, or says that it is no sequence of ``length`` numbers."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        wanted = "numbers" if length is None else f"{length} numbers"
+        try:
+            numbers = tuple(value)
+        except TypeError:
+            numbers = ()
+        are_numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers)
+        if isinstance(value, str) or not numbers or not are_numbers or length not in (None, len(numbers)):
+            raise ValueError(f"postprocess.{name} must be a tuple of {wanted} or None, got {value!r}")
+        object.__setattr__(self, name, numbers)
