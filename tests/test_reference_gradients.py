@@ -127,6 +127,29 @@ def test_negative_definite_covariances_are_invalid() -> None:
     assert len(meta["radii"]) == 0 and meta["n_invalid"].tolist() == [1]
 
 
+def test_indefinite_covariances_are_culled_but_not_invalid() -> None:
+    # in pixels^2 (focal 40, depth 2): variances 4 and -2, blurred by 0.3: determinant below 0
+    covars = torch.diag(torch.tensor([0.01, -0.005, 0.01])).double()[None]
+    meta = reference.rasterization(**one_gaussian(covars=covars, eps2d=0.3))[2]
+    assert len(meta["radii"]) == 0 and meta["n_invalid"].tolist() == [0]
+    # variances 4 and -0.2: above 0 once blurred, so classic draws it; antialiased compensates by 0
+    covars[0, 1, 1] = -0.0005
+    scene = one_gaussian(covars=covars, eps2d=0.3)
+    assert len(reference.rasterization(**scene)[2]["radii"]) == 1
+    meta = reference.rasterization(**scene, rasterize_mode="antialiased")[2]
+    assert len(meta["radii"]) == 0 and meta["n_invalid"].tolist() == [0]
+
+
+def test_invalid_is_counted_before_anything_is_culled() -> None:
+    behind, faint = torch.tensor([[0.0, 0.0, -2.0]]).double(), torch.tensor([0.001]).double()
+    zero = torch.zeros(1, 4).double()
+    for changes in ({"means": behind}, {"opacities": faint}):
+        meta = reference.rasterization(**one_gaussian(quats=zero, **changes))[2]
+        assert meta["n_invalid"].tolist() == [1]
+        meta = reference.rasterization(**one_gaussian(**changes))[2]
+        assert meta["n_invalid"].tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("name", "index", "value"),
     [
