@@ -121,13 +121,14 @@ def test_misses_of_a_needle_give_no_nan_gradient() -> None:
         assert leaf.grad.isfinite().all()
 
 
-def test_negative_definite_covariances_are_invalid() -> None:
-    covars = -0.01 * torch.eye(3).double()[None]
+def test_covariances_without_an_ellipse_are_culled_but_not_invalid() -> None:
+    covars = -0.01 * torch.eye(3).double()[None]  # negative definite: its determinant is above 0
     meta = reference.rasterization(**one_gaussian(covars=covars))[2]
-    assert len(meta["radii"]) == 0 and meta["n_invalid"].tolist() == [1]
-
-
-def test_indefinite_covariances_are_culled_but_not_invalid() -> None:
+    assert len(meta["radii"]) == 0 and meta["n_invalid"].tolist() == [0]
+    # a variance of 4e-310 pixels^2: its reciprocal overflows
+    covars = torch.diag(torch.tensor([1e-312, 0.01, 0.01]).double())[None]
+    meta = reference.rasterization(**one_gaussian(covars=covars))[2]
+    assert len(meta["radii"]) == 0 and meta["n_invalid"].tolist() == [0]
     # in pixels^2 (focal 40, depth 2): variances 4 and -2, blurred by 0.3: determinant below 0
     covars = torch.diag(torch.tensor([0.01, -0.005, 0.01])).double()[None]
     meta = reference.rasterization(**one_gaussian(covars=covars, eps2d=0.3))[2]

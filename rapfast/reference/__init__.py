@@ -122,9 +122,7 @@ def rasterization(
         camera_model=camera_model,
         covars=flat(covars, 3),
     )
-    channels, opac, n_colorless = color(
-        records, means, colors, viewmats, sh_degree=sh_degree, render_mode=render_mode
-    )
+    channels, opac, n_colorless = color(records, means, colors, viewmats, sh_degree=sh_degree, render_mode=render_mode)
 
     b, c, n, radii, means2d, depths, conics, _, n_invalid = records
     image_ids = b * C + c
@@ -158,9 +156,7 @@ def rasterization(
     )
     if backgrounds is not None:
         backgrounds = backgrounds.reshape(n_images, *backgrounds.shape[len(scenes) + 1 :])
-    image, alphas = composite(
-        image, alphas, backgrounds=backgrounds, render_mode=render_mode, postprocess=postprocess
-    )
+    image, alphas = composite(image, alphas, backgrounds=backgrounds, render_mode=render_mode, postprocess=postprocess)
     meta = {
         "batch_ids": b if packed else None,
         "camera_ids": c if packed else None,

@@ -43,9 +43,7 @@ def blend(
         px = within + TILE * (t % tile_width)
         py = within + TILE * (t // tile_width % tile_height)
         pixels = torch.stack([px.repeat(TILE), py.repeat_interleave(TILE)], -1)
-        tiles.append(
-            _blend_tile(pixels, rows, means2d, conics, opacities, colors, alpha_cap, absgrad)
-        )
+        tiles.append(_blend_tile(pixels, rows, means2d, conics, opacities, colors, alpha_cap, absgrad))
     channels = colors.shape[-1] + 1
     if not tiles:
         image = colors.new_zeros(n_images, height, width, channels)

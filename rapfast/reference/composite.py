@@ -52,9 +52,7 @@ def composite(
         rgb = rgb.clamp(*postprocess.clamp)
     if postprocess.size is not None:
         planes = torch.cat([rgb, depth, alphas], -1).permute(0, 3, 1, 2)
-        planes = F.interpolate(
-            planes, size=postprocess.size, mode="bilinear", align_corners=False, antialias=False
-        )
+        planes = F.interpolate(planes, size=postprocess.size, mode="bilinear", align_corners=False, antialias=False)
         channels = [rgb.shape[-1], depth.shape[-1], 1]
         rgb, depth, alphas = planes.permute(0, 2, 3, 1).split(channels, -1)
     if rgb.shape[-1] and postprocess.mean is not None:

@@ -164,23 +164,22 @@ def _splat(
     return Splats(means_c[:, 2], means2d, torch.stack([xx, xy, yy], -1), det, conics, opacities)
 
 
-def _visibility(
-    s: Splats, width: int, height: int, radius_clip: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _visibility(s: Splats, width: int, height: int, radius_clip: float) -> tuple[Tensor, Tensor, Tensor]:
     """Radii of the bounding box [n, 2] int32, whether it is seen [n] and whether invalid [n]."""
     finite = torch.cat([s.means2d, s.covs2d, s.dets[:, None]], -1).isfinite().all(-1)
     solid = finite & (s.dets > 0) & (s.opacities >= ALPHA_CUT)
     # alpha >= 1/255 where the Mahalanobis distance is at most sqrt(2 ln(255 opacity))
     extend = (2 * torch.log(s.opacities / ALPHA_CUT)).sqrt().clamp(max=MAX_EXTEND)
     radii = torch.ceil(extend[:, None] * s.covs2d[:, [0, 2]].sqrt())
-    # fails for a negative-definite covariance (the root) or a determinant that underflows (1 / det)
+    # fails where there is no ellipse: a negative-definite covariance (the root), or one whose
+    # inverse overflows
     bounded = torch.cat([radii, s.conics], -1).isfinite().all(-1)
     size = radii.new_tensor([width, height])
     on_image = ((s.means2d + radii > 0) & (s.means2d - radii < size)).all(-1)
     seen = solid & bounded & on_image & (radii > radius_clip).any(-1)
     # saturate through float64, where INT32_MAX is exact
     radii = radii.nan_to_num(0).double().clamp(max=INT32_MAX).int()
-    return radii, seen, ~finite | (solid & ~bounded)
+    return radii, seen, ~finite
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
