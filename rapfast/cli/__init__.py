@@ -1,0 +1,83 @@
+"""The `rapfast` command: info, render, demo, convert.
+
+Each subcommand is a dataclass whose fields are its options and whose `run()` does the work; tyro turns the fields and their
+docstrings into the parser and its help. Whatever goes wrong ends in one sentence on stderr and an exit status: 2 for input, output or
+an option that cannot be used, 1 for a fault of rapfast's own, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from .common import Command, sentence
+
+__all__ = ["main"]
+
+# tyro keeps blank lines and lines that begin with a space as they are.
+_DESCRIPTION = """Render scenes of 3D Gaussians to pictures and films.
+
+rapfast demo --out demo
+  a furnished room, rendered from all sides; no download
+
+rapfast render guitar.ply --orbit 24 --out pictures
+  any scene, with cameras made for it
+
+rapfast render scene.ply --cameras sparse/0 --out pictures
+  with the capture's own cameras: COLMAP, transforms.json, cameras.json
+
+rapfast convert scene.ply scene.spz
+  another file format
+
+rapfast info
+  versions, devices, what is missing
+
+`rapfast COMMAND --help` explains a command by examples."""
+
+# Faults of the input or of the machine, which the sentence of the exception explains.
+_EXPECTED = (OSError, ValueError, TypeError, ImportError, RuntimeError, NotImplementedError, MemoryError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: sys.argv[1:]) and return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command = _parse(arguments)
+    except SystemExit as stop:  # help was shown, or tyro explained what it could not parse
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        command.run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted; finished files are kept, none is half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `rapfast info | head`: the reader has left, and Python must not complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if command.debug:
+            traceback.print_exc()
+        expected = isinstance(error, _EXPECTED)
+        hint = "" if expected else " (a fault of rapfast's own: --debug shows where)"
+        print(f"rapfast: {sentence(error)}{hint}", file=sys.stderr)
+        return 2 if expected else 1
+    return 0
+
+
+def _parse(arguments: list[str]) -> Command:
+    try:
+        import tyro
+    except ImportError:
+        print("rapfast: the command line needs tyro and rich: pip install tyro rich", file=sys.stderr)
+        raise SystemExit(2) from None
+    from .convert import Convert
+    from .demo import Demo
+    from .info import Info
+    from .render import Render
+
+    commands = {"render": Render, "demo": Demo, "convert": Convert, "info": Info}
+    return tyro.extras.subcommand_cli_from_dict(
+        commands, prog="rapfast", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+    )

@@ -1,0 +1,7 @@
+"""`python -m rapfast.cli`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

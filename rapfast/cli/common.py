@@ -1,0 +1,94 @@
+"""What the subcommands share: the base of their options, and the parsing of values that tyro has no type for."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .._native import _C
+
+MAX_SIDE = 65536
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Options of every subcommand."""
+
+    debug: bool = False
+    """Show the traceback where something fails."""
+
+    def run(self) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must define run()")
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception has to say, on one line, without Python's decoration."""
+    if isinstance(error, MemoryError):
+        return "out of memory: use a smaller --batch or --size"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "out of GPU memory: use a smaller --batch or --size"
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        if error.filename is not None and os.fsdecode(error.filename) not in text:
+            text = f"{os.fsdecode(error.filename)}: {text}"
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """(width, height) of "WxH"."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(1 <= side <= MAX_SIDE for side in size):
+        raise ValueError(f"{option} must be WIDTHxHEIGHT in pixels, each 1 to {MAX_SIDE}, as 854x480; got {text!r}")
+    return size
+
+
+def parse_device(text: str) -> torch.device:
+    """The torch device of "auto", "cpu", "cuda" or "cuda:1"; ValueError where there is no such device."""
+    if text == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if cuda_ready() else torch.device("cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", text)
+    if not match:
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:NUMBER, got {text!r}")
+    if text == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {text}: torch {torch.__version__} sees no CUDA device here; use --device cpu")
+    count = torch.cuda.device_count()
+    index = torch.cuda.current_device() if match[1] is None else int(match[1])
+    if index >= count:
+        raise ValueError(f"--device {text}: there are {count} CUDA devices, numbered from 0")
+    return torch.device("cuda", index)
+
+
+def cuda_ready() -> bool:
+    """Whether `auto` chooses the GPU: torch sees one, and the native module was built with the kernels."""
+    return torch.cuda.is_available() and bool(_C.build_info()["cuda_stages"])
+
+
+def parse_background(text: str) -> tuple[float, float, float] | np.ndarray:
+    """A colour "R,G,B" in 0..1, "black", "white", or a picture as float32 [H, W, 3] in 0..1."""
+    named = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0)}
+    if text in named:
+        return named[text]
+    parts = text.split(",")
+    if len(parts) == 3:
+        try:
+            colour = tuple(float(part) for part in parts)
+        except ValueError:
+            colour = (np.nan,) * 3
+        if not all(0.0 <= c <= 1.0 for c in colour):
+            raise ValueError(f"--background must be R,G,B with each in 0..1, as 1,0.9,0.8; got {text!r}")
+        return colour
+    if not Path(text).exists():
+        raise ValueError(f"--background must be R,G,B in 0..1, black, white or a picture; there is no file {text!r}")
+    from ..media import read_image
+
+    return read_image(text)

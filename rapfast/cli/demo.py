@@ -1,0 +1,116 @@
+"""`rapfast demo`: the procedural room as pictures, a contact sheet and a film."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from .. import media, procedural
+from ..io import save_scene
+from .common import Command, parse_device, parse_size
+from .output import BackgroundWriter, prepare_folder
+from .progress import Progress
+from .render import Options, render_batches
+
+
+@dataclass(kw_only=True)
+class Demo(Command):
+    """Make a furnished room of Gaussians and render it: pictures, a contact sheet, a film of a walk around.
+
+    By example:
+
+    rapfast demo --out demo
+      demo/contact_sheet.png, demo/view_0.png ..., demo/orbit.mp4
+
+    rapfast demo --out demo --size 1280x720 --gaussians 500000 --seed 7
+      larger, finer, and with other books on the shelf.
+
+    rapfast demo --out demo --save-scene
+      also demo/room.ply and demo/cameras.json; then
+      rapfast render demo/room.ply --cameras demo/cameras.json --out again
+    """
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for the results; made where it does not exist."""
+
+    size: Annotated[str, tyro.conf.arg(metavar="WxH")] = "854x480"
+    """WIDTHxHEIGHT in pixels."""
+
+    views: int = 8
+    """Number of pictures."""
+
+    frames: int = 120
+    """Number of frames of the film."""
+
+    fps: float = 30.0
+    """Frames per second of the film."""
+
+    gaussians: int = 200_000
+    """Number of Gaussians in the room."""
+
+    seed: int = 0
+    """Seed of the room."""
+
+    batch: int = 8
+    """Views rendered in one call."""
+
+    video: bool = True
+    """Leave the film out."""
+
+    save_scene: bool = False
+    """Write the room and its cameras as files for `rapfast render`."""
+
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
+    """auto, cpu, cuda or cuda:NUMBER."""
+
+    overwrite: bool = False
+    """Write into a folder that is not empty; files of the same name are replaced."""
+
+    def run(self) -> None:
+        """Make the room, render, write."""
+        width, height = parse_size(self.size)
+        for name in ("views", "frames", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        device = parse_device(self.device)
+        film = self.video and importlib.util.find_spec("av") is not None
+        if self.video and not film:
+            print("note: no film, as PyAV is not installed: pip install 'rapfast[video]'", file=sys.stderr)
+        folder = prepare_folder(self.out, self.overwrite)
+        start = time.perf_counter()
+        made = procedural.room(self.gaussians, self.seed)
+        print(f"a room of {len(made):,} Gaussians, made in {time.perf_counter() - start:.1f} s")
+        cameras = procedural.room_cameras(self.views, width, height, self.seed)
+        if self.save_scene:
+            save_scene(made, folder / "room.ply")
+            cameras.save(folder / "cameras.json")
+        scene, options = made.to(device), Options()
+
+        pictures, digits = [], len(str(self.views - 1))
+        with Progress("views", self.views) as progress, BackgroundWriter() as writer:
+            for images, _, _ in render_batches(scene, cameras, options, self.batch):
+                for image in images:
+                    writer.add(media.write_png, folder / f"view_{len(pictures):0{digits}d}.png", image)
+                    pictures.append(image)
+                progress.advance(len(images))
+            writer.add(media.write_png, folder / "contact_sheet.png", media.contact_sheet(pictures))
+        print(f"{self.views} views in {progress.seconds:.1f} s, {progress.rate:.1f} per second -> {folder / 'contact_sheet.png'}")
+        if not film:
+            return
+        path = procedural.room_orbit(self.frames, width, height)
+        with Progress("film", self.frames, "frames") as progress, media.VideoWriter(folder / "orbit.mp4", width, height, self.fps) as video:
+            if video.padded:
+                print("note: orbit.mp4 is padded to even sides, as H.264 needs", file=sys.stderr)
+            for images, _, _ in render_batches(scene, path, options, self.batch):
+                for image in images:
+                    video.add(image)
+                progress.advance(len(images))
+        print(f"{self.frames} frames in {progress.seconds:.1f} s, {progress.rate:.1f} per second -> {folder / 'orbit.mp4'}")

@@ -1,0 +1,254 @@
+"""`rapfast render`: a scene and cameras to pictures, and to a film."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from .. import media
+from ..cameras import Cameras
+from ..io import load_scene
+from ..postprocess import PostProcess
+from ..rasterization import rasterization
+from ..scene import Scene
+from . import views
+from .common import Command, parse_background, parse_device, parse_size
+from .output import BackgroundWriter, file_stems, prepare_folder
+from .progress import Progress
+
+Mode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
+Background = tuple[float, float, float] | np.ndarray
+
+
+@dataclass(kw_only=True)
+class Render(Command):
+    """Render views of a scene to PNG files, and to an MP4 with --video.
+
+    By example:
+
+    rapfast render guitar.ply --orbit 24 --out pictures
+      24 views on a circle around the scene; no camera file needed.
+
+    rapfast render scene.ply --cameras sparse/0 --out pictures
+      every view of a COLMAP model; transforms.json, cameras.json and poses in .npz work alike.
+
+    rapfast render scene.ply --cameras transforms.json --size 640x360 --mode RGB+ED --out pictures
+      at another size, with a depth map NAME.depth.png beside each picture.
+
+    rapfast render scene.ply --cameras orbit:120 --video --background white --out film
+      a film film/video.mp4 as well.
+
+    Pictures are named after the cameras' images. Cameras of several image sizes are rendered one size after the other (and filmed in
+    one file each). Depth maps are 16-bit PNG in thousandths of a scene unit (millimetres for metres), 0 where there is nothing, up to
+    65.535 units; --depth npy writes float32 arrays in scene units instead.
+    """
+
+    scene: Annotated[Path, tyro.conf.arg(metavar="SCENE"), tyro.conf.Positional]
+    """Scene file: .ply, .compressed.ply, .spz, .sog."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for the pictures; made where it does not exist."""
+
+    cameras: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Camera file or COLMAP folder, or orbit:N."""
+
+    orbit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Make N cameras on a circle around the scene."""
+
+    up: Literal["-y", "y", "z", "-z", "x", "-x"] = "-y"
+    """Axis that points up, for an orbit. Captures through COLMAP are mostly -y, rooms of `rapfast demo` z."""
+
+    elevation: float = 15.0
+    """Degrees the orbit looks down by."""
+
+    distance: float = 1.0
+    """Distance of the orbit: 1 fits the bulk of the scene, 0.5 is twice as near."""
+
+    size: Annotated[str | None, tyro.conf.arg(metavar="WxH")] = None
+    """WIDTHxHEIGHT in pixels. Default: as the cameras say, 854x480 for an orbit."""
+
+    mode: Mode = "RGB"
+    """Colour, depth (D: summed, ED: expected), or both."""
+
+    batch: int = 8
+    """Views rendered in one call."""
+
+    video: bool = False
+    """Write an MP4 as well."""
+
+    fps: float = 30.0
+    """Frames per second of the film."""
+
+    background: Annotated[str, tyro.conf.arg(metavar="COLOUR|FILE")] = "black"
+    """R,G,B in 0..1, black, white, or a picture (stretched to the views' size)."""
+
+    depth: Literal["png", "npy"] = "png"
+    """File format of depth maps."""
+
+    antialiased: bool = False
+    """For scenes trained with the antialiased mode (Mip-Splatting)."""
+
+    near: float = 0.01
+    """Gaussians nearer than this are not drawn, scene units."""
+
+    far: float = 1e10
+    """Gaussians farther than this are not drawn, scene units."""
+
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
+    """auto, cpu, cuda or cuda:NUMBER."""
+
+    backend: Literal["rapfast", "gsplat", "reference"] = "rapfast"
+    """Renderer; gsplat needs a GPU and `pip install gsplat`, reference is slow."""
+
+    overwrite: bool = False
+    """Write into a folder that is not empty; files of the same name are replaced."""
+
+    def run(self) -> None:
+        """Check everything that can be checked, then render."""
+        size = parse_size(self.size) if self.size else None
+        if self.batch < 1:
+            raise ValueError(f"--batch must be at least 1, got {self.batch}")
+        if self.video and "RGB" not in self.mode:
+            raise ValueError(f"--video needs colours, and --mode {self.mode} has none")
+        if self.video:
+            media.require_av()
+        device = parse_device(self.device)
+        background = parse_background(self.background)
+        count = self._orbit_count()
+        groups = None if count else views.load_cameras(self.cameras, size)
+        scene = load_scene(self.scene)
+        if scene.sh is None and "RGB" in self.mode:
+            raise ValueError(f"{self.scene}: has no colours (spherical harmonics); only --mode D and ED can be rendered")
+        if groups is None:
+            groups = [views.orbit(scene, count, size or (854, 480), self.up, self.elevation, self.distance)]
+        folder = prepare_folder(self.out, self.overwrite)
+        stems = [iter(part) for part in _split(file_stems([n for g in groups for n in (g.names or [None] * len(g))]), groups)]
+        scene = scene.to(device)
+        total = sum(len(group) for group in groups)
+        busy, beyond = 0.0, 0
+        with Progress("rendering", total) as progress, BackgroundWriter() as writer:
+            for group, names in zip(groups, stems):
+                with self._film(folder, group, len(groups) > 1) as film:
+                    for images, depths, seconds in render_batches(scene, group, self.options(background), self.batch):
+                        busy += seconds
+                        for k in range(max(len(images), len(depths))):
+                            stem = next(names)
+                            if len(images):
+                                _write(writer, media.write_png, folder / f"{stem}.png", images[k])
+                                if film:
+                                    film.add(images[k])
+                            if len(depths):
+                                beyond += int((depths[k] * media.DEPTH_STEPS_PER_UNIT > 65535.5).sum()) if self.depth == "png" else 0
+                                write = media.write_depth_png if self.depth == "png" else media.write_depth_npy
+                                _write(writer, write, folder / f"{stem}.depth.{self.depth}", depths[k])
+                            progress.advance()
+        if beyond:
+            print(f"note: {beyond} depth values are beyond 65.535 units and were written as 65.535; --depth npy keeps them", file=sys.stderr)
+        print(
+            f"{total} views in {progress.seconds:.1f} s, {progress.rate:.1f} views per second "
+            f"({total / max(busy, 1e-9):.1f} without files) -> {folder}"
+        )
+
+    def _orbit_count(self) -> int | None:
+        """N where an orbit is asked for, None where cameras come from a file."""
+        if (self.cameras is None) == (self.orbit is None):
+            raise ValueError("give either --cameras FILE or --orbit N" + (", not both" if self.orbit is not None else ""))
+        count = self.orbit if self.orbit is not None else views.orbit_count(self.cameras)
+        if count is not None and count < 1:
+            raise ValueError(f"--orbit must be at least 1 view, got {count}")
+        return count
+
+    def options(self, background: Background) -> Options:
+        """The renderer's options among this command's."""
+        return Options(self.mode, background, self.antialiased, self.near, self.far, self.backend)
+
+    @contextlib.contextmanager
+    def _film(self, folder: Path, group: Cameras, several: bool) -> Iterator[media.VideoWriter | None]:
+        if not self.video:
+            yield None
+            return
+        name = f"video_{group.width}x{group.height}.mp4" if several else "video.mp4"
+        with media.VideoWriter(folder / name, group.width, group.height, self.fps) as film:
+            if film.padded:
+                print(f"note: {name} is padded to even sides, as H.264 needs", file=sys.stderr)
+            yield film
+
+
+@dataclass(frozen=True)
+class Options:
+    """What render_batches passes on to rasterization()."""
+
+    mode: Mode = "RGB"
+    background: Background = (0.0, 0.0, 0.0)
+    antialiased: bool = False
+    near: float = 0.01
+    far: float = 1e10
+    backend: str = "rapfast"
+
+
+def render_batches(
+    scene: Scene, cameras: Cameras, options: Options, batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Render cameras in batches, in order.
+
+    Yields:
+        images [b, H, W, 3] uint8 (b = 0 for a mode without colours), depths [b, H, W] float32 in scene units (b = 0 for a mode
+        without depth), and the seconds that rendering them took.
+    """
+    color, depth = "RGB" in options.mode, options.mode != "RGB"
+    # Bytes come straight out of the composite where there is no depth to share the image with.
+    post = PostProcess(clamp=(0.0, 1.0), dtype=None if depth else torch.uint8) if color else None
+    plate = _plate(options.background, cameras, scene.device) if color else None
+    for first in range(0, len(cameras), batch):
+        part = cameras[first : first + batch].to(scene.device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            out, _, _ = rasterization(
+                scene.means, scene.quats, scene.scales, scene.opacities,
+                scene.sh if color else torch.zeros_like(scene.means), part.viewmats, part.Ks, part.width, part.height,
+                near_plane=options.near, far_plane=options.far, sh_degree=scene.sh_degree if color else None,
+                backgrounds=None if plate is None else plate.expand(len(part), *plate.shape[1:]),
+                render_mode=options.mode, rasterize_mode="antialiased" if options.antialiased else "classic",
+                backend=options.backend, postprocess=post,
+            )  # fmt: skip
+            out = out.cpu()
+        seconds = time.perf_counter() - start
+        if not depth:
+            yield out.numpy(), np.zeros((0,)), seconds
+            continue
+        pixels = out.numpy()
+        images = media.to_uint8(pixels[..., :3]) if color else np.zeros((0,), np.uint8)
+        yield images, pixels[..., -1], seconds
+
+
+def _plate(background: Background, cameras: Cameras, device: torch.device) -> torch.Tensor:
+    """The background as rasterization() takes it for one camera, [1, 3] or [1, H, W, 3]."""
+    if isinstance(background, tuple):
+        return torch.tensor([background], dtype=torch.float32, device=device)
+    image = torch.from_numpy(np.array(background)).permute(2, 0, 1)[None]
+    size = (cameras.height, cameras.width)
+    if tuple(image.shape[2:]) != size:
+        image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 1)
+    return image.permute(0, 2, 3, 1).contiguous().to(device)
+
+
+def _split(items: list[str], groups: list[Cameras]) -> Iterator[list[str]]:
+    first = 0
+    for group in groups:
+        yield items[first : first + len(group)]
+        first += len(group)
+
+
+def _write(writer: BackgroundWriter, write, path: Path, array: np.ndarray) -> None:
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    writer.add(write, path, array)
