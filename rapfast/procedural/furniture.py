@@ -251,12 +251,13 @@ def vase(b: Builder, at, scale: float = 1.0, base: str = "#2d5f8a", band: str = 
     b.spheres.append((*b.point((at[0], at[1], at[2] + 0.13 * scale)), 0.10 * scale))
 
 
-def leaf(b: Builder, base: np.ndarray, along: np.ndarray, length: float, width: float, droop: float, hue: str, spacing: float = 0.022) -> None:
-    """A leaf blade from `base` (local) in direction `along`, bending down by `droop`, folded a little along its midrib."""
+def leaf(b: Builder, base: np.ndarray, along: np.ndarray, length: float, width: float, droop: float, hue: str, spacing: float = 0.022, roll: float = 0.0) -> None:
+    """A leaf blade from `base` (local) in direction `along`, bending by `droop`, turned about its midrib by `roll` radians."""
     along = along / np.linalg.norm(along)
     side = np.cross(along, [0, 0, 1.0])
     side = side / max(np.linalg.norm(side), 1e-6)
     up = np.cross(side, along)
+    side, up = np.cos(roll) * side + np.sin(roll) * up, np.cos(roll) * up - np.sin(roll) * side
     green, rib = srgb(hue), srgb("#b9cf8c")
     shade = b.rng.uniform(0.8, 1.2)
 
@@ -286,14 +287,14 @@ def big_plant(b: Builder) -> None:
         b.lathe((0, 0, 0.37), lambda v: 0.014 - 0.006 * v, lambda v: v, 0.05, 0.014, bark, 0.012)
         stem = lambda u, v, lean=lean: np.stack([0.012 * np.cos(u / 0.012) + lean[0] * v, 0.012 * np.sin(u / 0.012) + lean[1] * v, 0.37 + v], 1)  # noqa: E731
         b.patch(stem, (0.0754, tall), bark, (0.019, 0.03), crisp=False)
-        n = int(tall * 12)
+        n = int(tall * 11)
         for k in range(n):
-            t = (k + 0.8) / n
-            h, angle = 0.18 + (tall - 0.15) * t, 2.4 * k + b.rng.uniform(-0.3, 0.3) + sx * 50
-            rise = b.rng.uniform(0.35, 0.9) + 0.7 * t
+            t = (k + b.rng.uniform(0.3, 1.3)) / n
+            h, angle = 0.20 + (tall - 0.15) * t, 2.4 * k + b.rng.uniform(-0.7, 0.7) + sx * 50
+            rise = b.rng.uniform(0.1, 0.8) + 1.1 * t * t
             root = np.array([lean[0] * h, lean[1] * h, 0.37 + h])
-            size = b.rng.uniform(0.27, 0.37) * (1.05 - 0.35 * t)
-            leaf(b, root, np.array([np.cos(angle), np.sin(angle), rise]), size, size * 0.70, 0.75, ["#3d6a34", "#4d7d3c", "#345c33"][k % 3])
+            size, hue = b.rng.uniform(0.22, 0.36) * (1.05 - 0.30 * t), ["#3d6a34", "#558544", "#345c33"][k % 3]
+            leaf(b, root, np.array([np.cos(angle), np.sin(angle), rise]), size, size * 0.80, 0.6, hue, roll=b.rng.uniform(-0.8, 0.8))
         b.spheres.append((*b.point((lean[0] * tall * 0.7, lean[1] * tall * 0.7, 0.37 + tall * 0.75)), 0.17))
 
 

@@ -35,7 +35,7 @@ class Lighting:
     lamp: Vec3 = (0.34, 0.24, 0.13)
     glow: Vec3 = (1.5, 1.4, 1.25)
     ambient: Vec3 = (0.37, 0.36, 0.355)
-    exposure: float = 0.95
+    exposure: float = 1.05
 
 
 DAY = Lighting()

@@ -139,11 +139,11 @@ def pictures(b: F.Builder) -> None:
         inner = (wide - 2 * rim, tall - 2 * rim)
         b.patch(P.plane(c + eu3 * rim + up * rim + out * 0.014, eu3, up), inner, picture(kind, inner), 0.0125)
         for a, e, f, s in ((0, eu3, up, (wide, rim)), (tall - rim, eu3, up, (wide, rim))):
-            b.patch(P.plane(c + up * a + out * deep, e, f), s, frame, (0.03, 0.010))
+            b.patch(P.plane(c + up * a + out * deep, e, f), s, frame, (0.018, 0.0095))
         for a in (0.0, wide - rim):
-            b.patch(P.plane(c + eu3 * a + out * deep, eu3, up), (rim, tall), frame, (0.010, 0.03))
+            b.patch(P.plane(c + eu3 * a + out * deep, eu3, up), (rim, tall), frame, (0.0095, 0.018))
         for origin, e, f, s in ((c, out, up, (deep, tall)), (c + eu3 * wide + out * deep, -out, up, (deep, tall)), (c + out * deep, -out, eu3, (deep, wide)), (c + up * tall, out, eu3, (deep, wide))):
-            b.patch(P.plane(origin, e, f), s, frame, (0.014, 0.03))
+            b.patch(P.plane(origin, e, f), s, frame, (0.014, 0.018))
 
 
 def shell(b: F.Builder) -> None:
@@ -153,7 +153,7 @@ def shell(b: F.Builder) -> None:
     x1, y1, top = HIGH
     plaster, white = paint("#e9e0cf", mottle=0.05, seed=2), paint("#ece8dd", mottle=0.02)
     sage = paint("#9fb0a0", mottle=0.06, seed=3)
-    b.patch(P.plane((x0, y1, top), (1, 0, 0), (0, -1, 0)), (x1 - x0, y1 - y0), paint("#f3efe6", mottle=0.02), 0.085)
+    b.patch(P.plane((x0, y1, top), (1, 0, 0), (0, -1, 0)), (x1 - x0, y1 - y0), paint("#f3efe6", mottle=0.02), 0.085, overlap=0.9)
     # Each wall: lower left corner seen from inside, direction of u, length, paint above the rail, holes (u0, u1, z0, z1).
     w = _WINDOW
     door = (2.35, 3.25, 0.0, 2.06)  # along the south wall's u, which runs from east to west
@@ -171,7 +171,7 @@ def shell(b: F.Builder) -> None:
     radius, high, low = 10.0, 7.5, -3.2
     around = radius * np.radians(136)
     view = lambda u, v: np.stack([radius * np.cos(np.radians(158) - u / radius), y1 + radius * np.sin(np.radians(158) - u / radius), low + v], 1)  # noqa: E731
-    b.patch(view, (around, high - low), outdoors(around, high - low, 1.25 - low), (0.19, 0.125), crisp=False)
+    b.patch(view, (around, high - low), outdoors(around, high - low, 1.25 - low), (0.19, 0.125), crisp=False, overlap=0.85)
 
 
 def floor(b: F.Builder) -> None:
@@ -209,8 +209,8 @@ def wall(b: F.Builder, corner: np.ndarray, eu: np.ndarray, length: float, top: f
     pu = bu + tuple(h for hole in covered for h in hole[:2])
     pz = bz + tuple(h for hole in covered for h in hole[2:])
     cut = [(h[0], h[1], h[2] - _RAIL, h[3] - _RAIL) for h in holes + covered]
-    b.patch(P.plane(corner + up * _RAIL, eu, up), (length, top - _RAIL), upper, 0.047, breaks=(pu, tuple(z - _RAIL for z in pz)), holes=tuple(cut))
-    b.patch(P.plane(corner, eu, up), (length, _RAIL), white, 0.042, breaks=(pu, pz), holes=tuple(holes + covered))
+    b.patch(P.plane(corner + up * _RAIL, eu, up), (length, top - _RAIL), upper, 0.050, breaks=(pu, tuple(z - _RAIL for z in pz)), holes=tuple(cut), overlap=0.85)
+    b.patch(P.plane(corner, eu, up), (length, _RAIL), white, 0.045, breaks=(pu, pz), holes=tuple(holes + covered), overlap=0.85)
     doors = [(h[0] - 0.09, h[1] + 0.09) for h in holes if h[2] == 0.0]
     spans, start = [], 0.0
     for lo, hi in doors:
