@@ -74,7 +74,7 @@ def cmake() -> str:
 def test_cmake_lists_every_source_of_csrc() -> None:
     lists = ["RAPFAST_CPU_SOURCES", "RAPFAST_BASELINE_SOURCES", "RAPFAST_MODULE_SOURCES"]
     listed = [source for name in lists for source in cmake_list("CMakeLists.txt", name)]
-    listed += ["csrc/cuda/device_query.cu"]
+    listed += cmake_list("CMakeLists.txt", "RAPFAST_CUDA_SOURCES")
     listed += [f"csrc/cuda/{s}.cu" for s in cmake_list("CMakeLists.txt", "RAPFAST_CUDA_STAGES")]
     test_sources = cmake_list("csrc/tests/CMakeLists.txt", "RAPFAST_TEST_SOURCES")
     listed += [f"csrc/tests/{source}" for source in test_sources]
