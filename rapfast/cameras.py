@@ -219,7 +219,7 @@ class Cameras:
         return Cameras(self.viewmats, Ks, width, height, self.names, self.indices)
 
     def save(self, path: PathLike) -> None:
-        """Write INRIA's cameras.json in one step (see `rapfast.io.atomic_path`). The form has no skew: ValueError for it."""
+        """Write INRIA's cameras.json in one step (see `rapfast.io.atomic_path`); ValueError for skew."""
         for index in _failing(self.Ks[:, 0, 1] == 0):
             raise ValueError(f"Ks[{index}] has skew {float(self.Ks[index, 0, 1]):g}, which cameras.json cannot hold")
         names = self.names or [f"{i:05d}" for i in range(len(self))]
@@ -323,7 +323,8 @@ def _read(path: PathLike, Ks: Any, width: int | None, height: int | None) -> lis
             return nerfstudio.views_of(content, path)
         raise ValueError(f"{path}: is neither a list of cameras (INRIA) nor an object with 'frames' (nerfstudio)")
     raise ValueError(
-        f"{path}: is no camera file known here: a COLMAP folder, transforms.json, cameras.json, or .npz, .npy, .txt poses"
+        f"{path}: is no camera file known here: a COLMAP folder, transforms.json, cameras.json, "
+        "or poses in .npz, .npy or .txt"
     )
 
 
@@ -336,7 +337,9 @@ def _read_folder(folder: Path) -> list[View]:
         return _read(files[0], None, None, None)
     if files:
         raise ValueError(f"{folder}: holds transforms.json and cameras.json; name the one to read")
-    raise ValueError(f"{folder}: holds no COLMAP model (cameras and images, .bin or .txt), transforms.json or cameras.json")
+    raise ValueError(
+        f"{folder}: holds no COLMAP model (cameras and images, .bin or .txt), transforms.json or cameras.json"
+    )
 
 
 def _read_poses(path: Path, Ks: Any, width: int | None, height: int | None) -> list[View]:

@@ -1,4 +1,4 @@
-"""Writers of camera files for the tests, by hand from the formats' descriptions: no code shared with the readers."""
+"""Camera files for the tests, written by hand from the formats' descriptions: no code shared with the readers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from rapfast import Cameras
 
 MODEL_IDS = {"SIMPLE_PINHOLE": 0, "PINHOLE": 1, "SIMPLE_RADIAL": 2, "RADIAL": 3, "OPENCV": 4, "OPENCV_FISHEYE": 5}
 
@@ -101,3 +104,10 @@ def inria_entry(**replace: object) -> dict:
 def write_json(path: Path, content: object) -> Path:
     path.write_text(json.dumps(content))
     return path
+
+
+def project(cameras: Cameras, point: tuple[float, float, float], index: int = 0) -> tuple[float, float]:
+    """Pixel of a world point."""
+    p = cameras.viewmats[index].double() @ torch.tensor([*point, 1.0], dtype=torch.float64)
+    u = cameras.Ks[index].double() @ (p[:3] / p[2])
+    return float(u[0]), float(u[1])

@@ -106,7 +106,8 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     script = (
         "import resource, sys, torch, rapfast\n"
         "n = 4000\n"
-        "scene = rapfast.Scene(torch.zeros(n, 3), torch.ones(n, 4), torch.ones(n, 3), torch.ones(n), torch.ones(n, 1, 3))\n"
+        "ones = lambda *shape: torch.ones(n, *shape)\n"
+        "scene = rapfast.Scene(ones(3), ones(4), ones(3), ones(), ones(1, 3))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
         "try:\n"
         "    rapfast.save_ply(scene, sys.argv[1])\n"

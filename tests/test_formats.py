@@ -127,11 +127,20 @@ def test_morton_order_keeps_neighbours_together() -> None:
 
 BAD_COMPRESSED = {
     "few chunks": (compressed_ply(257, 1) + bytes(72 + 257 * 16), r"must have 2 chunks for 257 Gaussians, got 1"),
-    "short": (compressed_ply(256, 1) + bytes(72 + 256 * 16 - 1), r"truncated at byte [\d,]+: element vertex needs 256 x 16"),
+    "short": (
+        compressed_ply(256, 1) + bytes(72 + 256 * 16 - 1),
+        r"truncated at byte [\d,]+: element vertex needs 256 x 16",
+    ),
     "absurd": (compressed_ply(10**15, 10**15 // 256), r"truncated at byte"),
-    "names": (compressed_ply(1, 1, names=CHUNK[:12]) + bytes(200), r"element chunk must have the f4 properties min_x, "),
+    "names": (
+        compressed_ply(1, 1, names=CHUNK[:12]) + bytes(200),
+        r"element chunk must have the f4 properties min_x, ",
+    ),
     "types": (compressed_ply(1, 1, packed="int") + bytes(200), r"element vertex must have the u4 properties packed_"),
-    "sh": (compressed_ply(1, 1, 10) + bytes(98), r"element sh must have 1 rows of 9, 24 or 45 columns, got 1 rows of 10"),
+    "sh": (
+        compressed_ply(1, 1, 10) + bytes(98),
+        r"element sh must have 1 rows of 9, 24 or 45 columns, got 1 rows of 10",
+    ),
     "order": (
         b"ply\nformat binary_little_endian 1.0\nelement vertex 0\nproperty uint packed_position\nend_header\n",
         r"must be binary_little_endian with elements chunk, vertex and perhaps sh, got .* with vertex",
@@ -161,7 +170,9 @@ def test_compressed_ply_without_gaussians_or_with_a_tail(tmp_path: Path) -> None
 # --- SPZ -------------------------------------------------------------------------------------------------------------
 
 
-def spz_payload(n: int, version: int = 2, degree: int = 1, bits: int = 12, magic: bytes = b"NGSP", flags: int = 0) -> bytes:
+def spz_payload(
+    n: int, version: int = 2, degree: int = 1, bits: int = 12, magic: bytes = b"NGSP", flags: int = 0
+) -> bytes:
     """One repeated Gaussian by the format's description: position (1, 2, -3), byte values that are easy to undo."""
     positions = b"".join(struct.pack("<i", int(v * 2**bits))[:3] for v in (1, 2, -3)) * n
     sh = bytes(range(128, 128 + 3 * ((degree + 1) ** 2 - 1))) * n
@@ -209,7 +220,8 @@ def test_half_turn_is_a_rotation_of_the_whole_scene() -> None:
         x, y, z = d.unbind(1)
         return torch.stack(
             [torch.ones_like(x), y, z, x, x * y, y * z, 2 * z * z - x * x - y * y, x * z, x * x - y * y,
-             y * (3 * x * x - y * y), x * y * z, y * (4 * z * z - x * x - y * y), z * (2 * z * z - 3 * x * x - 3 * y * y),
+             y * (3 * x * x - y * y), x * y * z, y * (4 * z * z - x * x - y * y),
+             z * (2 * z * z - 3 * x * x - 3 * y * y),
              x * (4 * z * z - x * x - y * y), z * (x * x - y * y), x * (x * x - 3 * y * y)], dim=1)  # fmt: skip
 
     torch.testing.assert_close(turned.means, scene.means @ turn)
@@ -251,7 +263,10 @@ def test_spz_4(tmp_path: Path) -> None:
         (data[:40], r"truncated at byte 40: the table of contents does not fit"),
         (data[:-1], r"truncated at byte [\d,]+: stream 5 needs \d+ bytes"),
         (data[:8] + struct.pack("<I", 51) + data[12:], r"SPZ of 51 Gaussians must unpack to [\d,]+ bytes, got"),
-        (data[:40] + struct.pack("<Q", 1 << 40) + data[48:], r"stream 0 claims 450 bytes, the table of contents 1,099,"),
+        (
+            data[:40] + struct.pack("<Q", 1 << 40) + data[48:],
+            r"stream 0 claims 450 bytes, the table of contents 1,099,",
+        ),
         (data[:8] + b"\xff" * 4 + data[12:], r"claims 4,294,967,295 Gaussians in [\d,]+ bytes"),
     ):
         path.write_bytes(damaged)
@@ -260,18 +275,27 @@ def test_spz_4(tmp_path: Path) -> None:
 
 
 BAD_SPZ = {
-    "not spz": (gzip.compress(spz_payload(1, magic=b"NGSQ")), r"is compressed but not an SPZ file: it begins with b'NGSQ'"),
+    "not spz": (
+        gzip.compress(spz_payload(1, magic=b"NGSQ")),
+        r"is compressed but not an SPZ file: it begins with b'NGSQ'",
+    ),
     "gzip of nothing": (gzip.compress(b""), r"truncated: an SPZ header takes 16 bytes, got 0"),
     "version": (gzip.compress(spz_payload(1, version=1)), r"SPZ version 1 is not supported here, only 2, 3"),
     "degree": (gzip.compress(spz_payload(1, degree=4)), r"SPZ of SH degree 4 is not supported"),
-    "bits": (gzip.compress(spz_payload(1)[:13] + b"\x20" + spz_payload(1)[14:]), r"fractional bits must be 1\.\.24, got 32"),
+    "bits": (
+        gzip.compress(spz_payload(1)[:13] + b"\x20" + spz_payload(1)[14:]),
+        r"fractional bits must be 1\.\.24, got 32",
+    ),
     "short": (gzip.compress(spz_payload(3)[:-1]), r"SPZ of 3 Gaussians must unpack to 100 bytes and end there"),
     "bomb": (gzip.compress(spz_payload(3) + bytes(1 << 24)), r"SPZ of 3 Gaussians must unpack to 100 bytes"),
-    "count": (gzip.compress(b"NGSP" + struct.pack("<IIBBBB", 2, 2**32 - 1, 0, 12, 0, 0)), r"claims 4,294,967,295 Gaussians"),
+    "count": (
+        gzip.compress(b"NGSP" + struct.pack("<IIBBBB", 2, 2**32 - 1, 0, 12, 0, 0)),
+        r"claims 4,294,967,295 Gaussians",
+    ),
     "two members": (gzip.compress(spz_payload(3)) * 2, r"must unpack to 100 bytes and end there"),
     "truncated": (gzip.compress(spz_payload(300))[:-12], r"truncated at byte \d+: the gzip stream does not end"),
     "damaged": (b"\x1f\x8b" + bytes(40), r"damaged gzip stream"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_SPZ)
@@ -361,10 +385,14 @@ def test_bad_sog(tmp_path: Path, sog) -> None:  # noqa: ANN001
     expect(r"meta\.json is not usable", sog.bundle("{", pictures))
     expect(r"meta\.json must be SOG", sog.bundle("[]", pictures))
     expect(r"quats\.webp is not a WebP picture", sog.bundle(good, {**pictures, "quats.webp": b"x" * 40}))
-    expect(r"(SOG failed|not a readable WebP)", sog.bundle(good, {**pictures, "quats.webp": pictures["quats.webp"][:-9]}))
+    expect(
+        r"(SOG failed|not a readable WebP)", sog.bundle(good, {**pictures, "quats.webp": pictures["quats.webp"][:-9]})
+    )
     expect(r"is no scene file known here", sog.bundle(good, pictures)[:200])
     big = sog.bundle(good, {**pictures, "bomb": b""})
-    huge = big.replace(struct.pack("<II", 0, 0) + struct.pack("<H", 4), struct.pack("<II", 0, 0xFFFFFF00) + struct.pack("<H", 4))
+    huge = big.replace(
+        struct.pack("<II", 0, 0) + struct.pack("<H", 4), struct.pack("<II", 0, 0xFFFFFF00) + struct.pack("<H", 4)
+    )
     assert huge != big
     expect(r"claims far more content|damaged", huge)
 
@@ -381,7 +409,9 @@ def test_the_name_does_not_matter_for_reading(tmp_path: Path) -> None:
 def test_unknown_formats(tmp_path: Path) -> None:
     path = tmp_path / "a.splat"
     path.write_bytes(bytes(32))
-    with pytest.raises(ValueError, match=r"a\.splat: is no scene file known here \(first bytes b'.*scenes are read from \.ply"):
+    with pytest.raises(
+        ValueError, match=r"a\.splat: is no scene file known here \(first bytes b'.*scenes are read from \.ply"
+    ):
         load_scene(path)
     with pytest.raises(ValueError, match=r"is a folder without a SOG meta\.json"):
         load_scene(tmp_path)
@@ -426,5 +456,7 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_gsply)
-    with pytest.raises(ImportError, match=r"a\.spz: compressed scene formats need gsply: pip install 'rapfast\[formats\]'"):
+    with pytest.raises(
+        ImportError, match=r"a\.spz: compressed scene formats need gsply: pip install 'rapfast\[formats\]'"
+    ):
         load_scene(path)

@@ -77,7 +77,9 @@ def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     length = draw(st.integers(1, 40))
     junk = draw(st.binary(min_size=1, max_size=24))
     bits = draw(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=4))
-    extreme = draw(st.sampled_from([b"\xff" * 8, b"\xff" * 4, b"\x00" * 8, struct.pack("<Q", 1 << 40), b"\xff\xff\xff\x7f"]))
+    extreme = draw(
+        st.sampled_from([b"\xff" * 8, b"\xff" * 4, b"\x00" * 8, struct.pack("<Q", 1 << 40), b"\xff\xff\xff\x7f"])
+    )
 
     def damage(data: bytes) -> bytes:
         at = int(where * (len(data) + 1))
@@ -129,13 +131,16 @@ def test_damaged_ply(folder: Path, ply: bytes, damage: Callable[[bytes], bytes])
 
 
 WORDS = st.sampled_from(
-    ["ply", "format", "ascii", "binary_big_endian", "1.0", "element", "vertex", "face", "property", "list", "float", "double",
-     "uchar", "x", "f_rest_9", "f_intr_0", "end_header", "comment", "", "0", "4", "-1", "999999999999", "9" * 30, "1e5", "\t"]
-)  # fmt: skip
+    "ply format ascii binary_big_endian 1.0 element vertex face property list float double uchar x f_rest_9 f_intr_0 "
+    "end_header comment 0 4 -1 999999999999 999999999999999999999999999999 1e5".split()  # noqa: SIM905 - easier to read
+    + ["", "\t"]
+)
 
 
 @fuzz
-@given(line=st.integers(0, 40), words=st.lists(WORDS, max_size=4), mode=st.sampled_from(["insert", "replace", "delete"]))
+@given(
+    line=st.integers(0, 40), words=st.lists(WORDS, max_size=4), mode=st.sampled_from(["insert", "replace", "delete"])
+)
 def test_mutated_ply_header(folder: Path, ply: bytes, line: int, words: list[str], mode: str) -> None:
     head, body = ply.split(b"end_header\n", 1)
     lines = (head + b"end_header").split(b"\n")
@@ -207,8 +212,13 @@ def test_damaged_spz_within_its_gzip(folder: Path, compressed: Files, damage: Ca
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from([10**9, 2**63, -(2**31), 1e308, float("nan"), "a", ""]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "files", "frames"]), inner, max_size=2),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.sampled_from([10**9, 2**63, -(2**31), 1e308, float("nan"), "a", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "files", "frames"]), inner, max_size=2)
+    ),
     max_leaves=6,
 )
 
@@ -292,7 +302,9 @@ def test_damaged_poses(folder: Path, suffix: str, damage: Callable[[bytes], byte
 
 
 @fuzz
-@given(data=st.binary(max_size=200), name=st.sampled_from(["a.ply", "a.spz", "a.sog", "a.npz", "a.npy", "a.json", "a.txt"]))
+@given(
+    data=st.binary(max_size=200), name=st.sampled_from(["a.ply", "a.spz", "a.sog", "a.npz", "a.npy", "a.json", "a.txt"])
+)
 def test_arbitrary_bytes(folder: Path, data: bytes, name: str) -> None:
     (folder / name).write_bytes(data)
     survives(lambda: load_scene(folder / name))

@@ -276,9 +276,15 @@ BAD = {
     "negative": (header(inria_names(0), -1), r"the count must be a whole number >= 0, got '-1'"),
     "fraction": (header(inria_names(0), "2.5"), r"count must be a whole number"),
     "other digits": (header(inria_names(0), "٣"), r"count must be a whole number"),
-    "absurd": (header(inria_names(0), 10**17), r"truncated at byte \d+: element vertex needs 100,000,000,000,000,000 x 68"),
+    "absurd": (
+        header(inria_names(0), 10**17),
+        r"truncated at byte \d+: element vertex needs 100,000,000,000,000,000 x 68",
+    ),
     "longer": (header(inria_names(0), 10**19), r"count must be a whole number"),
-    "short body": (header(inria_names(0), 2) + bytes(135), r"truncated at byte 562: .* 2 x 68 bytes from byte 427 .* 563"),
+    "short body": (
+        header(inria_names(0), 2) + bytes(135),
+        r"truncated at byte 562: .* 2 x 68 bytes from byte 427 .* 563",
+    ),
     "no format": (b"ply\nelement vertex 0\nend_header\n", r"has no format line"),
     "two formats": (b"ply\nformat ascii 1.0\nformat ascii 1.0\nend_header\n", r"a second format line"),
     "version": (b"ply\nformat ascii 2.0\nend_header\n", r"format must be one of"),
@@ -286,19 +292,37 @@ BAD = {
     "property first": (b"ply\nformat ascii 1.0\nproperty float x\nend_header\n", r"a property before any element"),
     "no vertex": (b"ply\nformat ascii 1.0\nelement face 0\nend_header\n", r"has no vertex element, only face"),
     "no element": (b"ply\nformat ascii 1.0\nend_header\n", r"has no vertex element, only nothing"),
-    "points only": (vertex_header("property float x") + bytes(8), r"not a Gaussian scene: .* no property y, z, opacity"),
+    "points only": (
+        vertex_header("property float x") + bytes(8),
+        r"not a Gaussian scene: .* no property y, z, opacity",
+    ),
     "no colour": (header(GEOMETRY + TAIL, 0), r"has no colour: neither f_dc_0..2 \(INRIA\) nor f_intr_0..47 \(RAP\)"),
-    "odd rest": (header([*inria_names(0), *(f"f_rest_{i}" for i in range(10))], 0), r"0, 9, 24, 45 or 72 columns .* got 10"),
+    "odd rest": (
+        header([*inria_names(0), *(f"f_rest_{i}" for i in range(10))], 0),
+        r"0, 9, 24, 45 or 72 columns .* got 10",
+    ),
     "gap in rest": (header([*inria_names(0), *(f"f_rest_{i}" for i in range(1, 10))], 0), r"must have f_rest_0\.\.k"),
     "short intr": (header(RAP_NAMES[:-9] + TAIL, 0), r"must have f_intr_0..47, got 47"),
     "both": (header([*RAP_NAMES, "f_dc_0"], 0), r"both f_intr \(RAP\) and f_dc/f_rest \(INRIA\)"),
-    "compressed": (vertex_header("property uint packed_position") + bytes(8), r"compressed PLY; load it with rapfast.load_scene"),
-    "ascii short": (header(inria_names(0), 2, fmt="ascii") + b"1 " * 17 + b"\n" + b"1 " * 16, r"columns changed from 17 to 16"),
+    "compressed": (
+        vertex_header("property uint packed_position") + bytes(8),
+        r"compressed PLY; load it with rapfast.load_scene",
+    ),
+    "ascii short": (
+        header(inria_names(0), 2, fmt="ascii") + b"1 " * 17 + b"\n" + b"1 " * 16,
+        r"columns changed from 17 to 16",
+    ),
     "ascii absurd": (header(inria_names(0), 10**15, fmt="ascii") + b"1 2", r"truncated: element vertex .* cannot fit"),
     "ascii words": (header(inria_names(0), 1, fmt="ascii") + b"1 " * 16 + b"x\n", r"cannot be read as ASCII numbers"),
-    "ascii ragged": (header(inria_names(0), 2, fmt="ascii") + b"1 " * 16 + b"\n" + b"1 " * 18, r"columns changed from 16 to 18"),
-    "ascii few": (header(inria_names(0), 2, fmt="ascii") + b"1.00000 " * 17 + b"\n\n", r"must have 2 rows of 17 values, .* after 1 rows"),
-}  # fmt: skip
+    "ascii ragged": (
+        header(inria_names(0), 2, fmt="ascii") + b"1 " * 16 + b"\n" + b"1 " * 18,
+        r"columns changed from 16 to 18",
+    ),
+    "ascii few": (
+        header(inria_names(0), 2, fmt="ascii") + b"1.00000 " * 17 + b"\n\n",
+        r"must have 2 rows of 17 values, .* after 1 rows",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BAD)

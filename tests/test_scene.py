@@ -58,7 +58,9 @@ def test_what_is_no_tensor_is_a_type_error(name: str) -> None:
 def test_to_changes_dtype_everywhere_and_shares_what_fits() -> None:
     scene = make_scene()
     double = scene.to(dtype=torch.float64)
-    assert {t.dtype for t in (double.means, double.quats, double.scales, double.opacities, double.sh)} == {torch.float64}
+    assert {t.dtype for t in (double.means, double.quats, double.scales, double.opacities, double.sh)} == {
+        torch.float64
+    }
     assert scene.to("cpu").means.data_ptr() == scene.means.data_ptr()
     assert scene.to(torch.float64).dtype == torch.float64
 

@@ -39,7 +39,9 @@ class _Intrinsics:
     def __init__(self, where: str, model: tuple[str, int, int | None], size: tuple[int, int], params: list[float]):
         name, count, plain = model
         if plain is None:
-            raise ValueError(f"{where}: camera model {name} is not supported, only {_SUPPORTED}; undistort the images first")
+            raise ValueError(
+                f"{where}: camera model {name} is not supported, only {_SUPPORTED}; undistort the images first"
+            )
         if len(params) != count:
             raise ValueError(f"{where}: camera model {name} has {count} parameters, got {len(params)}")
         if any(value != 0 for value in params[plain:]):
@@ -95,7 +97,8 @@ class _Bytes:
     def need(self, size: int) -> None:
         if size > len(self.data) - self.position:
             raise ValueError(
-                f"{self.path}: truncated at byte {len(self.data):,}: {size:,} bytes needed from byte {self.position:,} on"
+                f"{self.path}: truncated at byte {len(self.data):,}: "
+                f"{size:,} bytes needed from byte {self.position:,} on"
             )
 
     def count(self, what: str, record: int) -> int:
@@ -121,7 +124,9 @@ def _read_cameras_binary(path: Path) -> dict[int, _Intrinsics]:
         camera_id, model_id, width, height = file.take("<iiQQ")
         where = f"{path}: camera {camera_id}"
         if model_id not in _MODELS:
-            raise ValueError(f"{where}: unknown camera model number {model_id} (record {index}); supported: {_SUPPORTED}")
+            raise ValueError(
+                f"{where}: unknown camera model number {model_id} (record {index}); supported: {_SUPPORTED}"
+            )
         model = _MODELS[model_id]
         params = list(file.take(f"<{model[1]}d"))
         if camera_id in cameras:

@@ -56,10 +56,9 @@ def load_compressed_ply(path: PathLike) -> Scene:
     chunk, vertex, sh = header.elements["chunk"], header.elements["vertex"], header.elements.get("sh")
     _expect(path, chunk, _CHUNK_NAMES, "f4")
     _expect(path, vertex, _PACKED_NAMES, "u4")
-    if chunk.count != -(-vertex.count // _CHUNK):
-        raise ValueError(
-            f"{path}: must have {-(-vertex.count // _CHUNK):,} chunks for {vertex.count:,} Gaussians, got {chunk.count:,}"
-        )
+    chunks = -(-vertex.count // _CHUNK)
+    if chunk.count != chunks:
+        raise ValueError(f"{path}: must have {chunks:,} chunks for {vertex.count:,} Gaussians, got {chunk.count:,}")
     if sh is not None:
         if len(sh.properties) not in (9, 24, 45) or sh.count != vertex.count:
             raise ValueError(
@@ -289,7 +288,11 @@ def _scene(path: Path, data: Any, count: int, coefficients: int | None) -> Scene
 
 def _empty(coefficients: int | None) -> Scene:
     return Scene(
-        torch.zeros(0, 3), torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, (coefficients or 0) + 1, 3)
+        torch.zeros(0, 3),
+        torch.zeros(0, 4),
+        torch.zeros(0, 3),
+        torch.zeros(0),
+        torch.zeros(0, (coefficients or 0) + 1, 3),
     )
 
 
@@ -303,8 +306,9 @@ def _check_encodable(scene: Scene, path: PathLike) -> None:
     bad = int((~scene.valid()).sum())
     if bad:
         raise ValueError(
-            f"{path}: {bad:,} of {len(scene):,} Gaussians are not finite, or have a zero quaternion, a negative scale or "
-            "an opacity outside 0..1, which compressed formats cannot hold; scene.select(scene.valid()) leaves them out"
+            f"{path}: {bad:,} of {len(scene):,} Gaussians are not finite, or have a zero quaternion, a negative scale "
+            "or an opacity outside 0..1, which compressed formats cannot hold; "
+            "scene.select(scene.valid()) leaves them out"
         )
 
 

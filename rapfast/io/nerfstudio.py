@@ -118,7 +118,9 @@ def _image_size(where: str, path: Path) -> tuple[int, int]:
     try:
         from PIL import Image
     except ImportError:
-        raise ImportError(f"{where}: has no w and h; reading them from {path} needs Pillow: pip install pillow") from None
+        raise ImportError(
+            f"{where}: has no w and h; reading them from {path} needs Pillow: pip install pillow"
+        ) from None
     try:
         with Image.open(path) as image:  # reads the header only
             return image.size

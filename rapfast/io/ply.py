@@ -93,7 +93,9 @@ def save_ply(scene: Scene, path: PathLike) -> None:
         raise TypeError(f"scene must be a rapfast.Scene, got a {type(scene).__name__}")
     if (scene.sh is None) == (scene.intrinsic is None):
         both = "both" if scene.sh is not None else "neither"
-        raise ValueError(f"scene must have either sh (INRIA layout) or intrinsic (RAP layout) to be written, it has {both}")
+        raise ValueError(
+            f"scene must have either sh (INRIA layout) or intrinsic (RAP layout) to be written, it has {both}"
+        )
     check_ranges(scene, path)
 
     colour_count = scene.sh.shape[1] * 3 if scene.sh is not None else 48
@@ -235,7 +237,13 @@ def _ascii_rows(header: PlyHeader, vertex: PlyElement) -> np.ndarray:
         file.seek(header.data_offset)
         try:
             table = np.loadtxt(
-                file, dtype=np.float64, comments=None, skiprows=skipped, max_rows=vertex.count, ndmin=2, encoding="latin1"
+                file,
+                dtype=np.float64,
+                comments=None,
+                skiprows=skipped,
+                max_rows=vertex.count,
+                ndmin=2,
+                encoding="latin1",
             )
         except (ValueError, OverflowError) as error:
             reason = str(error).split(";")[0]  # numpy goes on with advice on its own arguments

@@ -96,7 +96,9 @@ def _read_npz(path: Path) -> PoseFile:
         raise ValueError(f"{path}: not a readable .npz file: {_line(error)}") from None
     keys = [key for key in _POSE_KEYS if key in arrays]
     if len(keys) != 1:
-        raise ValueError(f"{path}: must hold one of the arrays {', '.join(_POSE_KEYS)}, got {', '.join(keys) or 'none'}")
+        raise ValueError(
+            f"{path}: must hold one of the arrays {', '.join(_POSE_KEYS)}, got {', '.join(keys) or 'none'}"
+        )
     result = PoseFile(_poses(path, keys[0], _plain(path, keys[0], arrays[keys[0]])), inverted=keys[0] != "viewmats")
     if "Ks" in arrays:
         result.Ks = _plain(path, "Ks", arrays["Ks"])
