@@ -19,9 +19,9 @@ void sh_color(const T* coeffs /* [K, 3] */, const T* basis, int n_bases, T* out 
     for (int c = 0; c < 3; ++c) rgb[c] += basis[k] * coeffs[3 * k + c];
   }
   for (int c = 0; c < 3; ++c) {
-    // A comparison that is false for NaN would hide it as black; this one keeps it.
+    // What is not finite passes the clamp, so that the caller sees it.
     const T v = rgb[c] + Constants<T>::kShOffset;
-    out[c] = v < T(0) ? T(0) : v;
+    out[c] = v < T(0) && is_finite(v) ? T(0) : v;
   }
 }
 
@@ -38,7 +38,7 @@ void color_range(const ColorParams<T>& p, int64_t image, int64_t begin, int64_t 
 
   for (int64_t m = begin; m < end; ++m) {
     Record<T>& record = p.records[m];
-    T* out = p.record_colors + m * d_out;
+    T* out = p.record_colors + m * p.color_stride;
     const int64_t g = p.gaussian_ids[m];
     if (with_sh) {
       const T* mean = p.means + 3 * (scene * p.n_gaussians + g);

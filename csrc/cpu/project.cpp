@@ -1,9 +1,9 @@
 #include "../project.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
+#include "../math/frustum.h"
 #include "thread_pool.h"
 
 namespace rapfast {
@@ -18,6 +18,7 @@ template <typename T>
 struct Chunk {
   alignas(64) T x[kChunk], y[kChunk], z[kChunk];
   alignas(64) T size2[kChunk];      // upper bound of the covariance's largest eigenvalue
+  alignas(64) T opacity[kChunk];
   alignas(64) uint8_t valid[kChunk];
   alignas(64) int32_t maybe[kChunk];
   Sym3<T> cov[kChunk];
@@ -48,21 +49,17 @@ void load_chunk(const ProjectParams<T>& p, int64_t scene, int64_t first, int cou
     c.x[i] = mean[0];
     c.y[i] = mean[1];
     c.z[i] = mean[2];
-    // 0 x v is 0 for a finite v and NaN otherwise, and cannot overflow.
-    T sum = T(0) * mean[0] + T(0) * mean[1] + T(0) * mean[2] + T(0) * p.opacities[g];
+    T sum = zero_if_finite(mean, 3) + zero_if_finite(p.opacities + g, 1);
+    c.opacity[i] = p.opacities[g];
     bool valid = true;
     if (p.covars != nullptr) {
-      const T* v = p.covars + 9 * g;
-      for (int k : {0, 1, 2, 4, 5, 8}) sum += T(0) * v[k];
-      c.size2[i] = std::sqrt(v[0] * v[0] + v[4] * v[4] + v[8] * v[8] +
-                             T(2) * (v[1] * v[1] + v[2] * v[2] + v[5] * v[5]));
+      const Sym3<T> cov = upper_triangle(p.covars + 9 * g);
+      sum += zero_if_finite(&cov.xx, 6);
+      c.size2[i] = size2_of_covariance(cov);
     } else {
-      const T* q = p.quats + 4 * g;
-      const T* s = p.scales + 3 * g;
-      for (int k = 0; k < 3; ++k) sum += T(0) * s[k];
-      const T norm2 = q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3];
-      valid = norm2 > T(0) && is_finite(norm2);
-      c.size2[i] = std::max(s[0] * s[0], std::max(s[1] * s[1], s[2] * s[2]));
+      sum += zero_if_finite(p.scales + 3 * g, 3);
+      valid = valid_quaternion(p.quats + 4 * g);
+      c.size2[i] = size2_of_scales(p.scales + 3 * g);
     }
     c.valid[i] = i < count && valid && sum == T(0);
     c.n_invalid += i < count && !c.valid[i];
@@ -70,45 +67,14 @@ void load_chunk(const ProjectParams<T>& p, int64_t scene, int64_t first, int cou
   }
 }
 
-// Indices of the chunk's Gaussians that this view may see: a cheap test that never drops one that
-// project_gaussian would keep or call invalid.
+// Indices of the chunk's Gaussians that this view may see.
 template <typename T>
-int frustum_test(const ProjectOptions<T>& o, const View<T>& v, Chunk<T>& c) {
-  // |J|^2 per unit of 1/z^2 (pinhole) or as it is (orthographic).
-  const bool pinhole = o.camera_model == CameraModel::kPinhole;
-  const bool ortho = o.camera_model == CameraModel::kOrtho;
-  const T ux = pinhole ? std::max(std::abs(v.lim_x_neg), std::abs(v.lim_x_pos)) : T(0);
-  const T uy = pinhole ? std::max(std::abs(v.lim_y_neg), std::abs(v.lim_y_pos)) : T(0);
-  const T gain_x = v.fx * v.fx * (T(1) + ux * ux) * v.norm2;
-  const T gain_y = v.fy * v.fy * (T(1) + uy * uy) * v.norm2;
-  const T* m = v.R.m;
-  const T w = T(o.width), h = T(o.height);
-  // Past this size a 2D covariance may overflow: project_gaussian decides.
-  const T huge = T(1e15);
+int frustum_test(const FrustumTest<T>& f, Chunk<T>& c) {
   alignas(64) uint8_t keep[kChunk];
-
 #pragma omp simd
   for (int i = 0; i < kChunk; ++i) {
-    const T x = m[0] * c.x[i] + m[1] * c.y[i] + m[2] * c.z[i] + v.t.x;
-    const T y = m[3] * c.x[i] + m[4] * c.y[i] + m[5] * c.z[i] + v.t.y;
-    const T z = m[6] * c.x[i] + m[7] * c.y[i] + m[8] * c.z[i] + v.t.z;
-    const T rz = pinhole ? T(1) / z : T(1);
-    const T u = v.fx * x * rz + v.cx;
-    const T s = v.fy * y * rz + v.cy;
-    const T var_x = gain_x * c.size2[i] * rz * rz + o.eps2d;
-    const T var_y = gain_y * c.size2[i] * rz * rz + o.eps2d;
-    // The ceiling adds up to one pixel; the rest is slack for rounding.
-    const T abs_u = u < T(0) ? -u : u;
-    const T abs_s = s < T(0) ? -s : s;
-    const T rx = Constants<T>::kBoxExtent * std::sqrt(var_x) * T(1.001) + T(2) + T(1e-4) * abs_u;
-    const T ry = Constants<T>::kBoxExtent * std::sqrt(var_y) * T(1.001) + T(2) + T(1e-4) * abs_s;
-    const bool bounded = (var_x < huge) & (var_y < huge) & (abs_u < huge) & (abs_s < huge);
-    const bool outside = (u + rx <= T(0)) | (u - rx >= w) | (s + ry <= T(0)) | (s - ry >= h);
-    const bool in_depth = (z >= o.near_plane) & (z <= o.far_plane);
-    const bool testable = pinhole | ortho;
-    keep[i] = uint8_t(c.valid[i] & in_depth & !(testable & bounded & outside));
+    keep[i] = uint8_t(c.valid[i] & may_be_seen(f, c.x[i], c.y[i], c.z[i], c.size2[i], c.opacity[i]));
   }
-
   int n = 0;
   for (int i = 0; i < kChunk; ++i) {
     c.maybe[n] = i;
@@ -135,14 +101,13 @@ void project_chunk(const ProjectParams<T>& p, int64_t scene, int64_t first_gauss
       out.n_invalid[size_t(k)] = count;
       continue;
     }
-    const int n_maybe = frustum_test(p.options, view, c);
+    const int n_maybe = frustum_test(make_frustum_test(view, p.options), c);
     const size_t before = out.visible.size();
     for (int j = 0; j < n_maybe; ++j) {
       const int i = c.maybe[j];
       const int64_t g = scene * p.n_gaussians + first_gaussian + i;
       if (!c.has_cov[i]) {
-        const T* v = p.covars + 9 * g;
-        c.cov[i] = p.covars != nullptr ? Sym3<T>{v[0], v[1], v[2], v[4], v[5], v[8]}
+        c.cov[i] = p.covars != nullptr ? upper_triangle(p.covars + 9 * g)
                                        : covariance(p.quats + 4 * g, p.scales + 3 * g);
         c.has_cov[i] = true;
       }

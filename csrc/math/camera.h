@@ -45,7 +45,8 @@ RAPFAST_HD View<T> load_view(const T* viewmat,  // [4, 4] row-major world-to-cam
     finite = finite && is_finite(K[i]);
     frobenius2 += v.R.m[i] * v.R.m[i];
   }
-  v.valid = finite && v.fx > T(0) && v.fy > T(0) && determinant(v.R) != T(0);
+  const T det = determinant(v.R);
+  v.valid = finite && v.fx > T(0) && v.fy > T(0) && det != T(0) && is_finite(det);
 
   // The spectral norm of a rotation is 1; for anything else the Frobenius norm bounds it.
   T off = T(0);

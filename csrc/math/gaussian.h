@@ -86,7 +86,12 @@ RAPFAST_HD Visibility project_gaussian(const View<T>& view, const ProjectOptions
   cov2d.yy += o.eps2d;
   const T det = determinant(cov2d);
   if (!is_finite(p.x) || !is_finite(p.y) || !is_finite(det)) return Visibility::kInvalid;
-  if (det <= T(0)) return Visibility::kCulled;
+  // A covariance that is not positive definite has no ellipse, nor has one whose inverse overflows.
+  const T inv_det = T(1) / det;
+  if (!(det > T(0)) || !(cov2d.xx > T(0)) || !is_finite(cov2d.xx * inv_det) ||
+      !is_finite(cov2d.yy * inv_det)) {
+    return Visibility::kCulled;
+  }
 
   // The blur widens the Gaussian; the compensation takes back the energy that adds.
   const T compensation = sqrt(max_of(T(0), det_sharp / det));
@@ -98,14 +103,12 @@ RAPFAST_HD Visibility project_gaussian(const View<T>& view, const ProjectOptions
                           T(sqrt(T(2) * log(drawn_opacity / Constants<T>::kAlphaCut))));
   const T radius_x = ceil(extent * sqrt(cov2d.xx));
   const T radius_y = ceil(extent * sqrt(cov2d.yy));
-  if (!is_finite(radius_x) || !is_finite(radius_y)) return Visibility::kInvalid;
   if (radius_x <= o.radius_clip && radius_y <= o.radius_clip) return Visibility::kCulled;
   if (p.x + radius_x <= T(0) || p.x - radius_x >= T(o.width) || p.y + radius_y <= T(0) ||
       p.y - radius_y >= T(o.height)) {
     return Visibility::kCulled;
   }
 
-  const T inv_det = T(1) / det;
   record = {p.x,    p.y, cov2d.yy * inv_det, -cov2d.xy * inv_det, cov2d.xx * inv_det, drawn_opacity,
             mean_c.z, compensation};
   radii[0] = saturate_to_int32(radius_x);
