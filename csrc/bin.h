@@ -1,6 +1,7 @@
 // Stage 3, bin: for every tile of every image, the records that reach it, front to back.
 #pragma once
 
+#include "cuda/scratch_types.h"
 #include "math/tile.h"
 
 namespace rapfast {
@@ -9,6 +10,7 @@ template <typename T>
 struct BinParams {
   int64_t n_images;          // I
   int32_t tiles_x, tiles_y;  // per image
+  int64_t record_capacity;   // rows of records; M may not exceed it
   int64_t capacity;          // intersections there is room for
 
   const Record<T>* records;      // [M] ordered by image, then Gaussian
@@ -23,5 +25,11 @@ struct BinParams {
 
 template <typename T>
 void bin_cpu(const BinParams<T>& params, int threads);
+
+#if RAPFAST_WITH_CUDA
+// Writes counts->n_intersections; where that exceeds the capacity, the lists are incomplete.
+void bin_cuda(const BinParams<float>& params, const BinScratch& scratch, const int32_t* image_ids,
+              Counts* counts, cudaStream_t stream);
+#endif
 
 }  // namespace rapfast

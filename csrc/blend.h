@@ -1,6 +1,7 @@
 // Stage 4, blend: front-to-back compositing of each tile's records into its pixels.
 #pragma once
 
+#include "cuda/scratch_types.h"
 #include "math/gaussian.h"
 
 namespace rapfast {
@@ -14,7 +15,8 @@ struct BlendParams {
   T alpha_cap;               // keeps 1 / (1 - alpha) finite in the backward pass
 
   const Record<T>* records;      // [M]
-  const T* record_colors;        // [M, D]
+  const T* record_colors;        // [M, color_stride]
+  int64_t color_stride;          // at least D; on the GPU a multiple of 4 from D = 3 on
   const int64_t* image_offsets;  // [I + 1]
   const int64_t* tile_offsets;   // [I * tiles_y * tiles_x + 1]
   const int32_t* tile_records;   // [n] relative to the image's first record
@@ -25,5 +27,12 @@ struct BlendParams {
 
 template <typename T>
 void blend_cpu(const BlendParams<T>& params, int threads);
+
+#if RAPFAST_WITH_CUDA
+// With last_ids, also the final transmittance [I, H, W] of each pixel and the place of its last
+// record in the tile's list (-1: none): where a backward pass starts.
+void blend_cuda(const BlendParams<float>& params, float* transmittances, int32_t* last_ids,
+                cudaStream_t stream);
+#endif
 
 }  // namespace rapfast

@@ -1,6 +1,7 @@
 // Stage 2, color: the colour of every record, from spherical harmonics or as given.
 #pragma once
 
+#include "cuda/scratch_types.h"
 #include "math/gaussian.h"
 
 namespace rapfast {
@@ -16,6 +17,7 @@ struct ColorParams {
   int64_t n_scenes;      // B
   int64_t n_cameras;     // C, of each scene
   int64_t n_gaussians;   // N, of each scene
+  int64_t capacity;      // rows of records and record_colors; M may not exceed it
   int32_t width, height; // pixels
   int32_t sh_degree;     // -1: colours are given
   int64_t n_bases;       // K, stored SH bases per Gaussian (at least (sh_degree + 1)^2)
@@ -33,17 +35,23 @@ struct ColorParams {
   // A record whose colour is not finite gets opacity 0 and is counted: this is the last stage that
   // may take a record out.
   Record<T>* records;   // [M]
-  T* record_colors;     // [M, D'] output, D' = D, D + 1 or 1 by depth_channel
+  T* record_colors;     // [M, color_stride] output: the first D' = D, D + 1 or 1 by depth_channel
+  int64_t color_stride;  // at least D'; on the GPU a multiple of 4 from D' = 3 on
   int64_t* n_invalid;   // [I] added to
 };
 
 template <typename T>
-int64_t output_channels(const ColorParams<T>& p) {
+RAPFAST_HD int64_t output_channels(const ColorParams<T>& p) {
   if (p.depth_channel == DepthChannel::kOnly) return 1;
   return p.n_channels + (p.depth_channel == DepthChannel::kAppended ? 1 : 0);
 }
 
 template <typename T>
 void color_cpu(const ColorParams<T>& params, int threads);
+
+#if RAPFAST_WITH_CUDA
+void color_cuda(const ColorParams<float>& params, const DeviceView* views, const int32_t* image_ids,
+                cudaStream_t stream);
+#endif
 
 }  // namespace rapfast

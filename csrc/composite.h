@@ -2,6 +2,7 @@
 // pixels: background, expected depth, clamp, bilinear resize, normalisation, dtype, layout.
 #pragma once
 
+#include "cuda/scratch_types.h"
 #include "math/constants.h"
 
 namespace rapfast {
@@ -35,5 +36,9 @@ struct CompositeParams {
 
 template <typename T>
 void composite_cpu(const CompositeParams<T>& params, int threads);
+
+#if RAPFAST_WITH_CUDA
+void composite_cuda(const CompositeParams<float>& params, cudaStream_t stream);
+#endif
 
 }  // namespace rapfast

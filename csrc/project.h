@@ -1,6 +1,7 @@
 // Stage 1, project: every Gaussian into every camera; only the visible pairs go on, as records.
 #pragma once
 
+#include "cuda/scratch_types.h"
 #include "math/gaussian.h"
 
 namespace rapfast {
@@ -34,5 +35,15 @@ struct ProjectParams {
 
 template <typename T>
 void project_cpu(const ProjectParams<T>& params, int threads);
+
+#if RAPFAST_WITH_CUDA
+// Cameras [I] as the kernels want them.
+void views_cuda(const float* viewmats, const float* Ks, int64_t n_images,
+                const ProjectOptions<float>& options, DeviceView* views, cudaStream_t stream);
+
+// Writes views and image ids of the scratch for later stages, and counts->n_records.
+void project_cuda(const ProjectParams<float>& params, const ProjectScratch& scratch, Counts* counts,
+                  cudaStream_t stream);
+#endif
 
 }  // namespace rapfast

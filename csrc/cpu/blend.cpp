@@ -130,7 +130,7 @@ void blend_tile(const BlendParams<T>& p, int64_t image, int32_t tx, int32_t ty) 
     const int n_batch = int(std::min<int64_t>(kBatch, end - b));
     for (int g = 0; g < n_batch; ++g) {
       const int64_t m = first_record + p.tile_records[b + g];
-      const T* color = p.record_colors + m * p.n_channels;
+      const T* color = p.record_colors + m * p.color_stride;
       std::copy(color, color + p.n_channels, s.batch_colors.data() + g * d_padded);
       row_range(p.records[m], tile_y, s.row_begin[g], s.row_end[g]);
       weigh(p.records[m], p.alpha_cap, tile_x, tile_y, s.row_begin[g], s.row_end[g], s,

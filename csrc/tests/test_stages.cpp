@@ -112,6 +112,8 @@ Picture<T> render(const Scene<T>& s, int64_t camera, int64_t n_cameras, int thre
   color.sh_degree = 1;
   color.n_bases = 4;
   color.n_channels = 3;
+  color.capacity = out.n_records;
+  color.color_stride = 4;
   color.depth_channel = DepthChannel::kAppended;
   color.means = project.means;
   color.viewmats = project.viewmats;
@@ -130,6 +132,7 @@ Picture<T> render(const Scene<T>& s, int64_t camera, int64_t n_cameras, int thre
   bin.n_images = n_cameras;
   bin.tiles_x = tiles_x;
   bin.tiles_y = tiles_y;
+  bin.record_capacity = out.n_records;
   bin.capacity = int64_t(tile_records.size());
   bin.records = records.data();
   bin.radii = radii.data();
@@ -150,6 +153,7 @@ Picture<T> render(const Scene<T>& s, int64_t camera, int64_t n_cameras, int thre
   blend.alpha_cap = T(0.999);
   blend.records = records.data();
   blend.record_colors = colors.data();
+  blend.color_stride = 4;
   blend.image_offsets = image_offsets.data();
   blend.tile_offsets = tile_offsets.data();
   blend.tile_records = tile_records.data();

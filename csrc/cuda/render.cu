@@ -1,0 +1,142 @@
+#include "../render.h"
+
+#include "check.cuh"
+#include "scratch.h"
+
+namespace rapfast {
+namespace {
+
+struct Scratch {
+  ProjectScratch project;
+  BinScratch bin;
+  Counts* counts;
+  int64_t size;
+};
+
+Scratch lay_out(const RenderSizes& s, void* base) {
+  Arena arena(base);
+  Scratch scratch;
+  scratch.counts = arena.take<Counts>(1);
+  scratch.project =
+      project_scratch(arena, s.n_scenes * s.n_cameras, s.n_gaussians, s.record_capacity);
+  scratch.bin = bin_scratch(arena, s.record_capacity, s.capacity);
+  scratch.size = arena.size();
+  return scratch;
+}
+
+// One event per thread and device, made on first use: creating one costs more than recording it.
+cudaEvent_t counts_event(int device) {
+  constexpr int kMaxDevices = 64;
+  thread_local cudaEvent_t events[kMaxDevices] = {};
+  if (device >= kMaxDevices) throw std::runtime_error("rapfast: device ordinals above 63 are not supported");
+  if (events[device] == nullptr) {
+    check(cudaEventCreateWithFlags(&events[device], cudaEventDisableTiming), "cudaEventCreate");
+  }
+  return events[device];
+}
+
+}  // namespace
+
+int64_t color_stride(int64_t n_channels) {
+  return n_channels < 3 ? n_channels : (n_channels + 3) / 4 * 4;
+}
+
+StateLayout state_layout(const RenderSizes& s) {
+  const int64_t n_images = s.n_scenes * s.n_cameras;
+  const int64_t tiles_x = (s.width + kTileSize - 1) / kTileSize;
+  const int64_t tiles_y = (s.height + kTileSize - 1) / kTileSize;
+  const int64_t pixels = s.keep_state ? n_images * s.width * s.height : 0;
+  int64_t at = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t begin = at;
+    at += (bytes + 255) / 256 * 256;
+    return begin;
+  };
+  StateLayout l;
+  l.image_offsets = take(8 * (n_images + 1));
+  l.n_invalid = take(8 * n_images);
+  l.tile_offsets = take(8 * (n_images * tiles_x * tiles_y + 1));
+  l.records = take(int64_t(sizeof(Record<float>)) * s.record_capacity);
+  l.radii = take(8 * s.record_capacity);
+  l.gaussian_ids = take(4 * s.record_capacity);
+  l.record_colors = take(4 * color_stride(s.n_channels) * s.record_capacity);
+  l.tile_records = take(4 * s.capacity);
+  l.transmittances = take(4 * pixels);
+  l.last_ids = take(4 * pixels);
+  l.size = at;
+  return l;
+}
+
+int64_t scratch_size(const RenderSizes& sizes) { return lay_out(sizes, nullptr).size; }
+
+void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
+  const DeviceGuard guard(device);
+  const RenderSizes& sizes = params.sizes;
+  const int64_t n_images = sizes.n_scenes * sizes.n_cameras;
+  const int32_t tiles_x = (sizes.width + kTileSize - 1) / kTileSize;
+  const int32_t tiles_y = (sizes.height + kTileSize - 1) / kTileSize;
+  const StateLayout layout = state_layout(sizes);
+  const Scratch scratch = lay_out(sizes, params.scratch);
+  const auto part = [&](int64_t offset) { return static_cast<void*>(params.state + offset); };
+
+  ProjectParams<float> project = params.project;
+  project.capacity = sizes.record_capacity;
+  project.records = static_cast<Record<float>*>(part(layout.records));
+  project.radii = static_cast<int32_t*>(part(layout.radii));
+  project.gaussian_ids = static_cast<int32_t*>(part(layout.gaussian_ids));
+  project.image_offsets = static_cast<int64_t*>(part(layout.image_offsets));
+  project.n_invalid = static_cast<int64_t*>(part(layout.n_invalid));
+  project_cuda(project, scratch.project, scratch.counts, stream);
+
+  ColorParams<float> color = params.color;
+  color.capacity = sizes.record_capacity;
+  color.gaussian_ids = project.gaussian_ids;
+  color.image_offsets = project.image_offsets;
+  color.records = project.records;
+  color.record_colors = static_cast<float*>(part(layout.record_colors));
+  color.color_stride = color_stride(sizes.n_channels);
+  color.n_invalid = project.n_invalid;
+  color_cuda(color, scratch.project.views, scratch.project.image_ids, stream);
+
+  BinParams<float> bin;
+  bin.n_images = n_images;
+  bin.tiles_x = tiles_x;
+  bin.tiles_y = tiles_y;
+  bin.record_capacity = sizes.record_capacity;
+  bin.capacity = sizes.capacity;
+  bin.records = project.records;
+  bin.radii = project.radii;
+  bin.image_offsets = project.image_offsets;
+  bin.tile_offsets = static_cast<int64_t*>(part(layout.tile_offsets));
+  bin.tile_records = static_cast<int32_t*>(part(layout.tile_records));
+  bin_cuda(bin, scratch.bin, scratch.project.image_ids, scratch.counts, stream);
+
+  check(cudaMemcpyAsync(params.counts, scratch.counts, sizeof(Counts), cudaMemcpyDeviceToHost, stream),
+        "copy of the counts");
+  const cudaEvent_t counted = counts_event(device);
+  check(cudaEventRecord(counted, stream), "cudaEventRecord");
+
+  BlendParams<float> blend;
+  blend.n_images = n_images;
+  blend.width = sizes.width;
+  blend.height = sizes.height;
+  blend.tiles_x = tiles_x;
+  blend.tiles_y = tiles_y;
+  blend.n_channels = sizes.n_channels;
+  blend.alpha_cap = params.alpha_cap;
+  blend.records = project.records;
+  blend.record_colors = color.record_colors;
+  blend.color_stride = color.color_stride;
+  blend.image_offsets = project.image_offsets;
+  blend.tile_offsets = bin.tile_offsets;
+  blend.tile_records = bin.tile_records;
+  blend.colors = params.colors;
+  blend.alphas = params.alphas;
+  blend_cuda(blend, static_cast<float*>(part(layout.transmittances)),
+             sizes.keep_state ? static_cast<int32_t*>(part(layout.last_ids)) : nullptr, stream);
+  if (params.with_composite) composite_cuda(params.composite, stream);
+
+  check(cudaEventSynchronize(counted), "rendering");
+}
+
+}  // namespace rapfast

@@ -1,0 +1,216 @@
+#include "module_cuda.h"
+
+#include "build_config.h"
+
+#if RAPFAST_WITH_CUDA
+#include "cuda/check.cuh"
+#include "cuda/scratch.h"
+#include "render.h"
+#include "stage_arguments.h"
+#endif
+
+namespace py = pybind11;
+
+namespace rapfast {
+
+#if RAPFAST_WITH_CUDA
+namespace {
+
+// Where a call runs: read last, then everything else is known and the GIL can go.
+struct Place {
+  int device;
+  cudaStream_t stream;
+};
+
+Place read_place(Arguments& a) {
+  return {a.get<int>("device"), reinterpret_cast<cudaStream_t>(a.get<uintptr_t>("stream"))};
+}
+
+RenderSizes read_sizes(Arguments& a) {
+  RenderSizes s;
+  s.n_scenes = a.get<int64_t>("n_scenes");
+  s.n_cameras = a.get<int64_t>("n_cameras");
+  s.n_gaussians = a.get<int64_t>("n_gaussians");
+  s.width = a.get<int32_t>("width");
+  s.height = a.get<int32_t>("height");
+  s.n_channels = a.get<int64_t>("n_channels");
+  s.record_capacity = a.get<int64_t>("record_capacity");
+  s.capacity = a.get<int64_t>("capacity");
+  s.keep_state = a.get<bool>("keep_state");
+  return s;
+}
+
+// Sizes in bytes of the two buffers of a call, and where the parts of its state are.
+py::dict render_layout(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const RenderSizes sizes = read_sizes(a);
+  const int device = a.get<int>("device");
+  a.finish();
+  const DeviceGuard guard(device);
+  const StateLayout l = state_layout(sizes);
+  py::dict out;
+  out["scratch_size"] = scratch_size(sizes);
+  out["state_size"] = l.size;
+  out["color_stride"] = color_stride(sizes.n_channels);
+  out["image_offsets"] = l.image_offsets;
+  out["n_invalid"] = l.n_invalid;
+  out["tile_offsets"] = l.tile_offsets;
+  out["records"] = l.records;
+  out["radii"] = l.radii;
+  out["gaussian_ids"] = l.gaussian_ids;
+  out["record_colors"] = l.record_colors;
+  out["tile_records"] = l.tile_records;
+  out["transmittances"] = l.transmittances;
+  out["last_ids"] = l.last_ids;
+  return out;
+}
+
+void render(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  RenderParams p;
+  read_project_inputs(a, p.project);
+  read_color_form(a, p.color);
+  p.sizes.n_channels = a.get<int64_t>("n_channels");
+  p.sizes.record_capacity = a.get<int64_t>("record_capacity");
+  p.sizes.capacity = a.get<int64_t>("capacity");
+  p.sizes.keep_state = a.get<bool>("keep_state");
+  p.alpha_cap = float(a.get<double>("alpha_cap"));
+  p.with_composite = a.get<bool>("with_composite");
+  read_composite_options(a, p.composite);
+  p.colors = a.pointer<float>("blended");
+  p.alphas = a.pointer<float>("alphas");
+  p.state = a.pointer<char>("state");
+  p.scratch = a.pointer<char>("scratch");
+  p.counts = a.pointer<int64_t>("counts");
+  const Place place = read_place(a);
+  a.finish();
+
+  RenderSizes& sizes = p.sizes;
+  sizes.n_scenes = p.color.n_scenes = p.project.n_scenes;
+  sizes.n_cameras = p.color.n_cameras = p.project.n_cameras;
+  sizes.n_gaussians = p.color.n_gaussians = p.project.n_gaussians;
+  sizes.width = p.color.width = p.composite.width = p.project.options.width;
+  sizes.height = p.color.height = p.composite.height = p.project.options.height;
+  p.color.means = p.project.means;
+  p.color.viewmats = p.project.viewmats;
+  p.color.Ks = p.project.Ks;
+  p.composite.n_images = sizes.n_scenes * sizes.n_cameras;
+  p.composite.n_channels = sizes.n_channels;
+  p.composite.n_color_channels =
+      p.color.depth_channel == DepthChannel::kOnly ? 0 : p.color.n_channels;
+  p.composite.colors = p.colors;
+  p.composite.alphas = p.alphas;
+  py::gil_scoped_release release;
+  render_cuda(p, place.device, place.stream);
+}
+
+// The stages one by one, for tests and for autograd. Their scratch is laid out as render's is.
+
+int64_t project_scratch_size(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const int64_t n_images = a.get<int64_t>("n_images");
+  const int64_t n_gaussians = a.get<int64_t>("n_gaussians");
+  const int64_t capacity = a.get<int64_t>("capacity");
+  const DeviceGuard guard(a.get<int>("device"));
+  a.finish();
+  Arena arena(nullptr);
+  project_scratch(arena, n_images, n_gaussians, capacity);
+  return arena.size();
+}
+
+void project(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const ProjectParams<float> p = read_project<float>(a);
+  Arena arena(a.pointer<void>("scratch"));
+  Counts* counts = a.pointer<Counts>("counts");
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  const ProjectScratch scratch =
+      project_scratch(arena, p.n_scenes * p.n_cameras, p.n_gaussians, p.capacity);
+  project_cuda(p, scratch, counts, place.stream);
+}
+
+void color(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const ColorParams<float> p = read_color<float>(a);
+  DeviceView* views = a.pointer<DeviceView>("views");
+  const int32_t* image_ids = a.pointer<const int32_t>("image_ids");
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  // Of the options only the size matters here: colours read a view's centre.
+  const ProjectOptions<float> options = {p.width, p.height, CameraModel::kPinhole, false, 0, 0, 0, 0};
+  views_cuda(p.viewmats, p.Ks, p.n_scenes * p.n_cameras, options, views, place.stream);
+  color_cuda(p, views, image_ids, place.stream);
+}
+
+int64_t bin_scratch_size(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const int64_t record_capacity = a.get<int64_t>("record_capacity");
+  const int64_t capacity = a.get<int64_t>("capacity");
+  const DeviceGuard guard(a.get<int>("device"));
+  a.finish();
+  Arena arena(nullptr);
+  bin_scratch(arena, record_capacity, capacity);
+  return arena.size();
+}
+
+void bin(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const BinParams<float> p = read_bin<float>(a);
+  Arena arena(a.pointer<void>("scratch"));
+  const int32_t* image_ids = a.pointer<const int32_t>("image_ids");
+  Counts* counts = a.pointer<Counts>("counts");
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  const BinScratch scratch = bin_scratch(arena, p.record_capacity, p.capacity);
+  bin_cuda(p, scratch, image_ids, counts, place.stream);
+}
+
+void blend(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const BlendParams<float> p = read_blend<float>(a);
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  blend_cuda(p, nullptr, nullptr, place.stream);
+}
+
+void composite(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const CompositeParams<float> p = read_composite<float>(a);
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  composite_cuda(p, place.stream);
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  m.attr("view_size") = sizeof(DeviceView);
+  m.def("render_layout", &render_layout);
+  m.def("render_cuda", &render);
+  m.def("project_scratch_size", &project_scratch_size);
+  m.def("project_cuda", &project);
+  m.def("color_cuda", &color);
+  m.def("bin_scratch_size", &bin_scratch_size);
+  m.def("bin_cuda", &bin);
+  m.def("blend_cuda", &blend);
+  m.def("composite_cuda", &composite);
+}
+
+#else
+
+void bind_cuda(py::module_&) {}
+
+#endif
+
+}  // namespace rapfast

@@ -1,0 +1,150 @@
+// Each stage's Params from the keyword arguments of a call. The names are those of the fields.
+#pragma once
+
+#include "arguments.h"
+#include "bin.h"
+#include "blend.h"
+#include "color.h"
+#include "composite.h"
+#include "project.h"
+
+namespace rapfast {
+
+template <typename T>
+void read_project_inputs(Arguments& a, ProjectParams<T>& p) {
+  p.n_scenes = a.get<int64_t>("n_scenes");
+  p.n_cameras = a.get<int64_t>("n_cameras");
+  p.n_gaussians = a.get<int64_t>("n_gaussians");
+  p.options.width = a.get<int32_t>("width");
+  p.options.height = a.get<int32_t>("height");
+  p.options.camera_model = static_cast<CameraModel>(a.get<int32_t>("camera_model"));
+  p.options.antialiased = a.get<bool>("antialiased");
+  p.options.eps2d = T(a.get<double>("eps2d"));
+  p.options.near_plane = T(a.get<double>("near_plane"));
+  p.options.far_plane = T(a.get<double>("far_plane"));
+  p.options.radius_clip = T(a.get<double>("radius_clip"));
+  p.means = a.pointer<const T>("means");
+  p.quats = a.pointer<const T>("quats");
+  p.scales = a.pointer<const T>("scales");
+  p.covars = a.pointer<const T>("covars");
+  p.opacities = a.pointer<const T>("opacities");
+  p.viewmats = a.pointer<const T>("viewmats");
+  p.Ks = a.pointer<const T>("Ks");
+}
+
+template <typename T>
+ProjectParams<T> read_project(Arguments& a) {
+  ProjectParams<T> p;
+  read_project_inputs(a, p);
+  p.capacity = a.get<int64_t>("capacity");
+  p.records = a.pointer<Record<T>>("records");
+  p.radii = a.pointer<int32_t>("radii");
+  p.gaussian_ids = a.pointer<int32_t>("gaussian_ids");
+  p.image_offsets = a.pointer<int64_t>("image_offsets");
+  p.n_invalid = a.pointer<int64_t>("n_invalid");
+  return p;
+}
+
+template <typename T>
+void read_color_form(Arguments& a, ColorParams<T>& p) {
+  p.sh_degree = a.get<int32_t>("sh_degree");
+  p.n_bases = a.get<int64_t>("n_bases");
+  p.n_channels = a.get<int64_t>("n_color_channels");
+  p.per_camera = a.get<bool>("per_camera");
+  p.depth_channel = static_cast<DepthChannel>(a.get<int32_t>("depth_channel"));
+  p.colors = a.pointer<const T>("colors");
+}
+
+template <typename T>
+ColorParams<T> read_color(Arguments& a) {
+  ColorParams<T> p;
+  p.n_scenes = a.get<int64_t>("n_scenes");
+  p.n_cameras = a.get<int64_t>("n_cameras");
+  p.n_gaussians = a.get<int64_t>("n_gaussians");
+  p.width = a.get<int32_t>("width");
+  p.height = a.get<int32_t>("height");
+  p.means = a.pointer<const T>("means");
+  p.viewmats = a.pointer<const T>("viewmats");
+  p.Ks = a.pointer<const T>("Ks");
+  read_color_form(a, p);
+  p.capacity = a.get<int64_t>("capacity");
+  p.color_stride = a.get<int64_t>("color_stride");
+  p.gaussian_ids = a.pointer<const int32_t>("gaussian_ids");
+  p.image_offsets = a.pointer<const int64_t>("image_offsets");
+  p.records = a.pointer<Record<T>>("records");
+  p.record_colors = a.pointer<T>("record_colors");
+  p.n_invalid = a.pointer<int64_t>("n_invalid");
+  return p;
+}
+
+template <typename T>
+BinParams<T> read_bin(Arguments& a) {
+  BinParams<T> p;
+  p.n_images = a.get<int64_t>("n_images");
+  p.tiles_x = a.get<int32_t>("tiles_x");
+  p.tiles_y = a.get<int32_t>("tiles_y");
+  p.record_capacity = a.get<int64_t>("record_capacity");
+  p.capacity = a.get<int64_t>("capacity");
+  p.records = a.pointer<const Record<T>>("records");
+  p.radii = a.pointer<const int32_t>("radii");
+  p.image_offsets = a.pointer<const int64_t>("image_offsets");
+  p.tile_offsets = a.pointer<int64_t>("tile_offsets");
+  p.tile_records = a.pointer<int32_t>("tile_records");
+  return p;
+}
+
+template <typename T>
+BlendParams<T> read_blend(Arguments& a) {
+  BlendParams<T> p;
+  p.n_images = a.get<int64_t>("n_images");
+  p.width = a.get<int32_t>("width");
+  p.height = a.get<int32_t>("height");
+  p.tiles_x = a.get<int32_t>("tiles_x");
+  p.tiles_y = a.get<int32_t>("tiles_y");
+  p.n_channels = a.get<int64_t>("n_channels");
+  p.alpha_cap = T(a.get<double>("alpha_cap"));
+  p.records = a.pointer<const Record<T>>("records");
+  p.record_colors = a.pointer<const T>("record_colors");
+  p.color_stride = a.get<int64_t>("color_stride");
+  p.image_offsets = a.pointer<const int64_t>("image_offsets");
+  p.tile_offsets = a.pointer<const int64_t>("tile_offsets");
+  p.tile_records = a.pointer<const int32_t>("tile_records");
+  p.colors = a.pointer<T>("colors");
+  p.alphas = a.pointer<T>("alphas");
+  return p;
+}
+
+// What composite does to an image; the caller of `render` gives it under the same names.
+template <typename T>
+void read_composite_options(Arguments& a, CompositeParams<T>& p) {
+  p.out_width = a.get<int32_t>("out_width");
+  p.out_height = a.get<int32_t>("out_height");
+  p.expected_depth = a.get<bool>("expected_depth");
+  p.clamp = a.get<bool>("clamp");
+  p.channels_first = a.get<bool>("channels_first");
+  p.clamp_min = T(a.get<double>("clamp_min"));
+  p.clamp_max = T(a.get<double>("clamp_max"));
+  p.background_kind = static_cast<BackgroundKind>(a.get<int32_t>("background_kind"));
+  p.pixel_type = static_cast<PixelType>(a.get<int32_t>("pixel_type"));
+  p.backgrounds = a.pointer<const T>("backgrounds");
+  p.mean = a.pointer<const T>("mean");
+  p.std = a.pointer<const T>("std");
+  p.out = a.pointer<void>("out");
+  p.out_alphas = a.pointer<T>("out_alphas");
+}
+
+template <typename T>
+CompositeParams<T> read_composite(Arguments& a) {
+  CompositeParams<T> p;
+  p.n_images = a.get<int64_t>("n_images");
+  p.width = a.get<int32_t>("width");
+  p.height = a.get<int32_t>("height");
+  p.n_channels = a.get<int64_t>("n_channels");
+  p.n_color_channels = a.get<int64_t>("n_color_channels");
+  p.colors = a.pointer<const T>("colors");
+  p.alphas = a.pointer<const T>("alphas");
+  read_composite_options(a, p);
+  return p;
+}
+
+}  // namespace rapfast
