@@ -6,6 +6,7 @@ from the records the call kept and never from its inputs, which an optimizer may
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from typing import Any
 
@@ -74,7 +75,8 @@ class _Lazy:
 
 
 def build_meta(
-    projected: Records,
+    make_records: Callable[[], Records],
+    n_invalid: Tensor,
     batch_dims: tuple[int, ...],
     n_cameras: int,
     n_gaussians: int,
@@ -85,6 +87,8 @@ def build_meta(
     """The meta of one call, with gsplat 1.5.3's keys, shapes and dtypes, and ``n_invalid`` [..., C] (int64):
     Gaussians of each view that were culled because they are not finite or degenerate.
 
+    ``make_records`` gives the call's records, when the first entry that needs them is asked for.
+
     Packed, per-record tensors are [M, ...] in order of image, then Gaussian. Dense, they are [..., C, N, ...] and
     0 where the Gaussian is not visible. The tile entries follow gsplat's bounding-box rule.
     """
@@ -93,31 +97,34 @@ def build_meta(
         batch *= n
     n_images = batch * n_cameras
     tiles_x, tiles_y = tile_grid(width, height)
-    records, device = projected.records, projected.records.device
+
+    @functools.cache
+    def projected() -> Records:
+        return make_records()
 
     def per_record(values: Tensor) -> Tensor:
         return values.clone() if packed else dense(values)
 
     def dense(values: Tensor) -> Tensor:
         out = values.new_zeros((n_images * n_gaussians, *values.shape[1:]))
-        out[image_ids() * n_gaussians + projected.gaussian_ids] = values
+        out[image_ids() * n_gaussians + projected().gaussian_ids] = values
         return out.reshape(*batch_dims, n_cameras, n_gaussians, *values.shape[1:])
 
     def image_ids() -> Tensor:
-        counts = projected.image_offsets.diff()
-        return torch.repeat_interleave(torch.arange(n_images, device=device), counts)
+        counts = projected().image_offsets.diff()
+        return torch.repeat_interleave(torch.arange(n_images, device=n_invalid.device), counts)
 
     def flat_ids() -> Tensor:
         """What flatten_ids index: rows of the packed tensors, or of the dense ones flattened."""
         if packed:
-            return torch.arange(records.shape[0], dtype=torch.int32, device=device)
-        return (image_ids() * n_gaussians + projected.gaussian_ids).to(torch.int32)
+            return torch.arange(projected().records.shape[0], dtype=torch.int32, device=n_invalid.device)
+        return (image_ids() * n_gaussians + projected().gaussian_ids).to(torch.int32)
 
     def boxes() -> Tensor:
         """[M, 4] tile columns [x0, x1) and rows [y0, y1) of each record's box."""
-        low = torch.floor(records[:, :2] / TILE_SIZE - projected.radii / TILE_SIZE)
-        high = torch.ceil(records[:, :2] / TILE_SIZE + projected.radii / TILE_SIZE)
-        limit = records.new_tensor([tiles_x, tiles_y])
+        low = torch.floor(projected().records[:, :2] / TILE_SIZE - projected().radii / TILE_SIZE)
+        high = torch.ceil(projected().records[:, :2] / TILE_SIZE + projected().radii / TILE_SIZE)
+        limit = projected().records.new_tensor([tiles_x, tiles_y])
         return torch.cat([low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)], dim=1).long()
 
     def tiles_per_record() -> Tensor:
@@ -127,13 +134,14 @@ def build_meta(
     def intersections() -> tuple[Tensor, Tensor, Tensor]:
         x0, y0, x1, _ = boxes().unbind(1)
         counts = tiles_per_record()
-        depths = records[:, _FIELD["depth"]]
+        depths = projected().records[:, _FIELD["depth"]]
         # Emitted front to back, then sorted stably by tile: within a tile the order is the one drawn in, depths as
         # real numbers (their bits would put negative ones last) and ties by Gaussian.
         order = torch.sort(depths, stable=True).indices
         ends = counts[order].cumsum(0)
         row = torch.repeat_interleave(order, counts[order])
-        place = torch.arange(row.shape[0], device=device) - torch.repeat_interleave(ends - counts[order], counts[order])
+        first = torch.repeat_interleave(ends - counts[order], counts[order])
+        place = torch.arange(row.shape[0], device=n_invalid.device) - first
         columns = (x1 - x0)[row]
         tile = (y0[row] + place // columns) * tiles_x + x0[row] + place % columns
         image = image_ids()[row]
@@ -153,7 +161,7 @@ def build_meta(
         meta[key] = _Lazy(make)
 
     def column(name: str) -> Callable[[], Tensor]:
-        return lambda: per_record(records[:, _FIELD[name]])
+        return lambda: per_record(projected().records[:, _FIELD[name]])
 
     def intersection(index: int) -> Callable[[], Tensor]:
         def make() -> Tensor:
@@ -166,13 +174,13 @@ def build_meta(
     if packed:
         lazy("batch_ids", lambda: image_ids() // n_cameras)
         lazy("camera_ids", lambda: image_ids() % n_cameras)
-        lazy("gaussian_ids", lambda: projected.gaussian_ids.long())
+        lazy("gaussian_ids", lambda: projected().gaussian_ids.long())
     else:
         meta.update(batch_ids=None, camera_ids=None, gaussian_ids=None)
-    lazy("radii", lambda: per_record(projected.radii))
-    lazy("means2d", lambda: per_record(records[:, :2]))
+    lazy("radii", lambda: per_record(projected().radii))
+    lazy("means2d", lambda: per_record(projected().records[:, :2]))
     lazy("depths", column("depth"))
-    lazy("conics", lambda: per_record(records[:, _FIELD["conic_a"] : _FIELD["conic_c"] + 1]))
+    lazy("conics", lambda: per_record(projected().records[:, _FIELD["conic_a"] : _FIELD["conic_c"] + 1]))
     lazy("opacities", column("opacity"))
     meta.update(tile_width=tiles_x, tile_height=tiles_y)
     lazy("tiles_per_gauss", lambda: per_record(tiles_per_record().to(torch.int32)))
@@ -180,5 +188,5 @@ def build_meta(
     lazy("flatten_ids", intersection(1))
     lazy("isect_offsets", intersection(2))
     meta.update(width=width, height=height, tile_size=TILE_SIZE, n_batches=batch, n_cameras=n_cameras)
-    meta["n_invalid"] = projected.n_invalid.reshape(*batch_dims, n_cameras)
+    meta["n_invalid"] = n_invalid.reshape(*batch_dims, n_cameras)
     return meta

@@ -12,6 +12,7 @@ from torch import Tensor
 from rapfast import _check as check
 from rapfast import ops, reference
 from rapfast.meta import Meta, build_meta
+from rapfast.ops._library import native
 from rapfast.ops.project import CAMERA_MODELS
 from rapfast.postprocess import PostProcess
 
@@ -279,11 +280,11 @@ def _rapfast(
                     f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for the "
                     'image alone, or use backend="gsplat" (on a GPU) or backend="reference" for gradients'
                 )
-    if inputs.means.device.type != "cpu":
-        raise NotImplementedError(
-            f"means must be on cpu, got {check.describe(inputs.means)}: this version of rapfast has no CUDA kernels "
-            'yet; move the tensors to the CPU or use backend="gsplat"'
-        )
+    device = inputs.means.device
+    if device.type == "cuda":
+        _require_cuda(inputs.means)
+    elif device.type != "cpu":
+        raise NotImplementedError(f"means must be on a CPU or CUDA device, got {check.describe(inputs.means)}")
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
     b = math.prod(batch_dims)
 
@@ -294,27 +295,59 @@ def _rapfast(
         return tensor.detach().reshape(b, *tensor.shape[len(batch_dims) :]).contiguous()
 
     means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = map(flat, inputs)
-    projected = ops.project(
-        means, quats, scales, covars, opacities, viewmats, Ks, s.width, s.height,
+    if backgrounds is not None:
+        backgrounds = backgrounds.flatten(0, 1)
+    projection = dict(
         camera_model=s.camera_model, antialiased=s.antialiased, eps2d=s.eps2d, near_plane=s.near_plane,
         far_plane=s.far_plane, radius_clip=s.radius_clip,
     )  # fmt: skip
-    record_colors = ops.color(
-        means, viewmats, Ks, colors, projected, s.width, s.height, sh_degree=s.sh_degree, render_mode=s.render_mode
-    )
-    tiles = ops.bin(projected, s.width, s.height)
-    blended, alphas = ops.blend(projected, record_colors, tiles, s.width, s.height, alpha_cap=s.alpha_cap)
-    has_colors = s.render_mode not in ("D", "ED")
-    images, alphas = ops.composite(
-        blended,
-        alphas,
-        n_color_channels=colors.shape[-1] if has_colors else 0,
-        backgrounds=backgrounds.flatten(0, 1) if backgrounds is not None and has_colors else None,
-        expected_depth=s.render_mode.endswith("ED"),
-        postprocess=postprocess,
-    )
-    meta = build_meta(projected, batch_dims, c, n, s.width, s.height, packed)
+    if device.type == "cuda":
+        rendered = ops.render(
+            means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, s.width, s.height,
+            **projection, sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap,
+            postprocess=postprocess,
+        )  # fmt: skip
+        images, alphas, n_invalid = rendered.images, rendered.alphas, ops.state_n_invalid(rendered, device)
+
+        def make_records() -> ops.Records:
+            return ops.state_records(rendered, device)
+
+    else:
+        projected = ops.project(
+            means, quats, scales, covars, opacities, viewmats, Ks, s.width, s.height, **projection
+        )
+        record_colors = ops.color(
+            means, viewmats, Ks, colors, projected, s.width, s.height, sh_degree=s.sh_degree, render_mode=s.render_mode
+        )
+        tiles = ops.bin(projected, s.width, s.height)
+        blended, alphas = ops.blend(projected, record_colors, tiles, s.width, s.height, alpha_cap=s.alpha_cap)
+        has_colors = s.render_mode not in ("D", "ED")
+        images, alphas = ops.composite(
+            blended,
+            alphas,
+            n_color_channels=colors.shape[-1] if has_colors else 0,
+            backgrounds=backgrounds if has_colors else None,
+            expected_depth=s.render_mode.endswith("ED"),
+            postprocess=postprocess,
+        )
+        n_invalid = projected.n_invalid
+
+        def make_records() -> ops.Records:
+            return projected
+
+    meta = build_meta(make_records, n_invalid, batch_dims, c, n, s.width, s.height, packed)
     return images.reshape(*batch_dims, c, *images.shape[1:]), alphas.reshape(*batch_dims, c, *alphas.shape[1:]), meta
+
+
+def _require_cuda(means: Tensor) -> None:
+    info = native.build_info()
+    if info["cuda"] is None:
+        raise NotImplementedError(
+            f"means must be on cpu, got {check.describe(means)}: this rapfast was built without CUDA. Install it where "
+            "nvcc is found (RAPFAST_CUDA=1 pip install -e .), or move the tensors to the CPU"
+        )
+    if means.dtype != torch.float32:
+        raise TypeError(f"means must be float32 on a CUDA device, got {check.describe(means)}: float64 runs on the CPU")
 
 
 def _gsplat(

@@ -10,6 +10,18 @@ from rapfast.ops.bin import bin
 from rapfast.ops.blend import blend
 from rapfast.ops.color import color
 from rapfast.ops.composite import composite
-from rapfast.ops.project import project
+from rapfast.ops.project import Records, project
+from rapfast.ops.render import render, state_n_invalid, state_pixels, state_records
 
-__all__ = ["bin", "blend", "color", "composite", "project"]
+__all__ = [
+    "Records",
+    "bin",
+    "blend",
+    "color",
+    "composite",
+    "project",
+    "render",
+    "state_n_invalid",
+    "state_pixels",
+    "state_records",
+]

@@ -18,11 +18,16 @@ RECORD_FIELDS = ("x", "y", "conic_a", "conic_b", "conic_c", "opacity", "depth", 
 """Columns of a records tensor [M, 8], the fields of ``Record`` in csrc/math/gaussian.h."""
 
 
-def define(schema: str, cpu: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """Registers an operator with its CPU and its shape-only implementation and returns it."""
+def define(
+    schema: str, *, fake: Callable, cpu: Callable | None = None, cuda: Callable | None = None
+) -> torch._ops.OpOverload:
+    """Registers an operator with its implementations and its shape-only one, and returns it."""
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
-    LIBRARY.impl(name, cpu, "CPU")
+    if cpu is not None:
+        LIBRARY.impl(name, cpu, "CPU")
+    if cuda is not None:
+        LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"rapfast::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.rapfast, name).default
 
@@ -32,9 +37,24 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def native_arguments(tensor: Tensor) -> dict[str, int]:
-    """The arguments that every native stage takes: floating type and number of threads."""
+def cpu_arguments(tensor: Tensor) -> dict[str, int]:
+    """What every CPU stage takes: floating type and number of threads."""
     return {"bits": 64 if tensor.dtype == torch.float64 else 32, "threads": torch.get_num_threads()}
+
+
+def cuda_arguments(tensor: Tensor) -> dict[str, int]:
+    """What every CUDA stage takes: the device of the tensor and the caller's stream there."""
+    return {"device": tensor.device.index, "stream": torch.cuda.current_stream(tensor.device).cuda_stream}
+
+
+def scratch(tensor: Tensor, size: int) -> Tensor:
+    """Uninitialised bytes beside ``tensor``."""
+    return torch.empty(size, dtype=torch.uint8, device=tensor.device)
+
+
+def aligned(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, at an address that 16-byte loads may use: a slice may begin anywhere."""
+    return tensor.clone() if tensor is not None and tensor.data_ptr() % 16 else tensor
 
 
 native = _C

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rapfast.ops._library import TILE_SIZE, address, define, native, native_arguments
-from rapfast.ops.project import Records
+from rapfast.ops._library import TILE_SIZE, address, cpu_arguments, cuda_arguments, define, native, scratch
+from rapfast.ops.project import Records, image_ids
 
 # Intersections that may be allocated before their number is known: untouched pages cost nothing.
 _FREE_CAPACITY = 1 << 24
@@ -38,13 +38,12 @@ def _fake(records, radii, image_offsets, tiles_x, tiles_y, capacity):
     return tuple(_allocate(image_offsets, tiles_x, tiles_y, capacity))
 
 
-def _cpu(records, radii, image_offsets, tiles_x, tiles_y, capacity):
-    out = _allocate(image_offsets, tiles_x, tiles_y, capacity)
-    native.bin(
-        **native_arguments(records),
+def _arguments(out, records, radii, image_offsets, tiles_x, tiles_y, capacity):
+    return dict(
         n_images=image_offsets.shape[0] - 1,
         tiles_x=tiles_x,
         tiles_y=tiles_y,
+        record_capacity=records.shape[0],
         capacity=capacity,
         records=address(records),
         radii=address(radii),
@@ -52,14 +51,36 @@ def _cpu(records, radii, image_offsets, tiles_x, tiles_y, capacity):
         tile_offsets=address(out.tile_offsets),
         tile_records=address(out.tile_records),
     )
+
+
+def _cpu(records, radii, image_offsets, tiles_x, tiles_y, capacity):
+    out = _allocate(image_offsets, tiles_x, tiles_y, capacity)
+    native.bin(**cpu_arguments(records), **_arguments(out, records, radii, image_offsets, tiles_x, tiles_y, capacity))
+    return tuple(out)
+
+
+def _cuda(records, radii, image_offsets, tiles_x, tiles_y, capacity):
+    out = _allocate(image_offsets, tiles_x, tiles_y, capacity)
+    images = image_ids(Records(records, radii, radii, image_offsets, image_offsets)).int()
+    size = native.bin_scratch_size(record_capacity=records.shape[0], capacity=capacity, device=records.device.index)
+    room, counts = scratch(records, size), image_offsets.new_zeros((2,))
+    native.bin_cuda(
+        **cuda_arguments(records),
+        **_arguments(out, records, radii, image_offsets, tiles_x, tiles_y, capacity),
+        scratch=address(room),
+        image_ids=address(images),
+        counts=address(counts),
+    )
+    out.tile_offsets[-1] = counts[1]  # also where there was no room for all of them
     return tuple(out)
 
 
 bin_op = define(
     "bin(Tensor records, Tensor radii, Tensor image_offsets, int tiles_x, int tiles_y, int capacity) "
     "-> (Tensor, Tensor)",
-    _cpu,
-    _fake,
+    fake=_fake,
+    cpu=_cpu,
+    cuda=_cuda,
 )
 
 
@@ -71,7 +92,8 @@ def bin(projected: Records, width: int, height: int, *, capacity: int | None = N
     """
     tiles_x, tiles_y = tile_grid(width, height)
     if capacity is None:
-        capacity = max(_FREE_CAPACITY, 2 * projected.records.shape[0])
+        free = _FREE_CAPACITY if projected.records.device.type == "cpu" else 0
+        capacity = max(free, 4 * projected.records.shape[0])
 
     def run(room: int) -> Tiles:
         return Tiles(*bin_op(projected.records, projected.radii, projected.image_offsets, tiles_x, tiles_y, room))

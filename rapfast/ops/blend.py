@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from rapfast.ops._library import address, define, native, native_arguments
+from rapfast.ops._library import address, aligned, cpu_arguments, cuda_arguments, define, native
 from rapfast.ops.bin import Tiles, tile_grid
 from rapfast.ops.project import Records
 
@@ -21,34 +22,53 @@ def _fake(records, record_colors, image_offsets, tile_offsets, tile_records, wid
     return _allocate(record_colors, image_offsets, width, height)
 
 
-def _cpu(records, record_colors, image_offsets, tile_offsets, tile_records, width, height, alpha_cap):
-    colors, alphas = _allocate(record_colors, image_offsets, width, height)
+def _arguments(
+    colors, alphas, records, record_colors, image_offsets, tile_offsets, tile_records, width, height, alpha_cap
+):
     tiles_x, tiles_y = tile_grid(width, height)
-    native.blend(
-        **native_arguments(records),
+    return dict(
         n_images=image_offsets.shape[0] - 1,
         width=width,
         height=height,
         tiles_x=tiles_x,
         tiles_y=tiles_y,
-        n_channels=record_colors.shape[1],
+        n_channels=colors.shape[-1],
         alpha_cap=alpha_cap,
         records=address(records),
         record_colors=address(record_colors),
+        color_stride=record_colors.shape[1],
         image_offsets=address(image_offsets),
         tile_offsets=address(tile_offsets),
         tile_records=address(tile_records),
         colors=address(colors),
         alphas=address(alphas),
     )
-    return colors, alphas
+
+
+def _cpu(*inputs):
+    record_colors, image_offsets, width, height = inputs[1], inputs[2], inputs[5], inputs[6]
+    out = _allocate(record_colors, image_offsets, width, height)
+    native.blend(**cpu_arguments(record_colors), **_arguments(*out, *inputs))
+    return out
+
+
+def _cuda(records, record_colors, image_offsets, *inputs):
+    out = _allocate(record_colors, image_offsets, inputs[2], inputs[3])
+    channels = record_colors.shape[1]
+    if channels >= 3:  # 16-byte loads want rows of whole quads
+        record_colors = torch.nn.functional.pad(record_colors, (0, -channels % 4))
+    native.blend_cuda(
+        **cuda_arguments(records), **_arguments(*out, aligned(records), record_colors, image_offsets, *inputs)
+    )
+    return out
 
 
 blend_op = define(
     "blend(Tensor records, Tensor record_colors, Tensor image_offsets, Tensor tile_offsets, Tensor tile_records, "
     "int width, int height, float alpha_cap) -> (Tensor, Tensor)",
-    _cpu,
-    _fake,
+    fake=_fake,
+    cpu=_cpu,
+    cuda=_cuda,
 )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rapfast.ops._library import address, define, native, native_arguments
+from rapfast.ops._library import address, cpu_arguments, cuda_arguments, define, native
 from rapfast.postprocess import PostProcess
 
 # PixelType of csrc/composite.h.
-_PIXEL_TYPES = {None: 0, torch.float32: 1, torch.float16: 2, torch.uint8: 3}
+PIXEL_TYPES = {None: 0, torch.float32: 1, torch.float16: 2, torch.uint8: 3}
 
 
-def _allocate(colors, out_height, out_width, channels_first, pixel_type):
+def output_tensors(colors, out_height, out_width, channels_first, pixel_type):
+    """Uninitialised images and alphas of the size, layout and dtype asked for."""
     n_images, height, width, channels = colors.shape
     dtype = {0: colors.dtype, 1: torch.float32, 2: torch.float16, 3: torch.uint8}[pixel_type]
     shape = (channels, out_height, out_width) if channels_first else (out_height, out_width, channels)
@@ -26,24 +27,17 @@ def _fake(
     colors, alphas, backgrounds, mean, std, n_color_channels, expected_depth, clamp_min, clamp_max, out_height,
     out_width, channels_first, pixel_type,
 ):  # fmt: skip
-    return _allocate(colors, out_height, out_width, channels_first, pixel_type)
+    return output_tensors(colors, out_height, out_width, channels_first, pixel_type)
 
 
-def _cpu(
-    colors, alphas, backgrounds, mean, std, n_color_channels, expected_depth, clamp_min, clamp_max, out_height,
-    out_width, channels_first, pixel_type,
+def option_arguments(
+    out, out_alphas, backgrounds, mean, std, expected_depth, clamp_min, clamp_max, out_height, out_width,
+    channels_first, pixel_type,
 ):  # fmt: skip
-    out, out_alphas = _allocate(colors, out_height, out_width, channels_first, pixel_type)
-    n_images, height, width, channels = colors.shape
-    native.composite(
-        **native_arguments(colors),
-        n_images=n_images,
-        width=width,
-        height=height,
+    """What is done to an image, as the native module takes it."""
+    return dict(
         out_width=out_width,
         out_height=out_height,
-        n_channels=channels,
-        n_color_channels=n_color_channels,
         expected_depth=expected_depth,
         clamp=clamp_min is not None,
         channels_first=channels_first,
@@ -51,23 +45,47 @@ def _cpu(
         clamp_max=0.0 if clamp_max is None else clamp_max,
         background_kind=0 if backgrounds is None else 1 if backgrounds.dim() == 2 else 2,
         pixel_type=pixel_type,
-        colors=address(colors),
-        alphas=address(alphas),
         backgrounds=address(backgrounds),
         mean=address(mean),
         std=address(std),
         out=address(out),
         out_alphas=address(out_alphas),
     )
+
+
+def _run(stage, place, colors, alphas, backgrounds, mean, std, n_color_channels, *options):
+    *_, out_height, out_width, channels_first, pixel_type = options
+    out, out_alphas = output_tensors(colors, out_height, out_width, channels_first, pixel_type)
+    n_images, height, width, channels = colors.shape
+    stage(
+        **place(colors),
+        n_images=n_images,
+        width=width,
+        height=height,
+        n_channels=channels,
+        n_color_channels=n_color_channels,
+        colors=address(colors),
+        alphas=address(alphas),
+        **option_arguments(out, out_alphas, backgrounds, mean, std, *options),
+    )
     return out, out_alphas
+
+
+def _cpu(*inputs):
+    return _run(native.composite, cpu_arguments, *inputs)
+
+
+def _cuda(*inputs):
+    return _run(native.composite_cuda, cuda_arguments, *inputs)
 
 
 composite_op = define(
     "composite(Tensor colors, Tensor alphas, Tensor? backgrounds, Tensor? mean, Tensor? std, int n_color_channels, "
     "bool expected_depth, float? clamp_min, float? clamp_max, int out_height, int out_width, bool channels_first, "
     "int pixel_type) -> (Tensor, Tensor)",
-    _cpu,
-    _fake,
+    fake=_fake,
+    cpu=_cpu,
+    cuda=_cuda,
 )
 
 
@@ -103,7 +121,7 @@ def composite(
         out_height,
         out_width,
         post.layout == "CHW",
-        _PIXEL_TYPES[post.dtype],
+        PIXEL_TYPES[post.dtype],
     )
     if post.layout == "CHW":
         out_alphas = out_alphas.permute(0, 3, 1, 2)

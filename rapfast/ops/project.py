@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rapfast.ops._library import RECORD_FIELDS, address, define, native, native_arguments
+from rapfast.ops._library import (
+    RECORD_FIELDS,
+    address,
+    aligned,
+    cpu_arguments,
+    cuda_arguments,
+    define,
+    native,
+    scratch,
+)
 
 CAMERA_MODELS = {"pinhole": 0, "ortho": 1, "fisheye": 2}
 
@@ -44,17 +53,15 @@ def _fake(
     return tuple(_allocate(means, viewmats, capacity))
 
 
-def _cpu(
+def input_arguments(
     means, quats, scales, covars, opacities, viewmats, Ks, width, height, camera_model, antialiased,
-    eps2d, near_plane, far_plane, radius_clip, capacity,
+    eps2d, near_plane, far_plane, radius_clip,
 ):  # fmt: skip
-    out = _allocate(means, viewmats, capacity)
-    native.project(
-        **native_arguments(means),
+    """The inputs of the project stage as the native module takes them."""
+    return dict(
         n_scenes=means.shape[0],
         n_cameras=viewmats.shape[1],
         n_gaussians=means.shape[1],
-        capacity=capacity,
         width=width,
         height=height,
         camera_model=camera_model,
@@ -70,7 +77,36 @@ def _cpu(
         opacities=address(opacities),
         viewmats=address(viewmats),
         Ks=address(Ks),
-        **{name: address(tensor) for name, tensor in out._asdict().items()},
+    )
+
+
+def _outputs(out: Records) -> dict[str, int]:
+    return {name: address(tensor) for name, tensor in out._asdict().items()}
+
+
+def _cpu(*inputs):
+    means, viewmats, capacity = inputs[0], inputs[5], inputs[-1]
+    out = _allocate(means, viewmats, capacity)
+    native.project(**cpu_arguments(means), **input_arguments(*inputs[:-1]), capacity=capacity, **_outputs(out))
+    return tuple(out)
+
+
+def _cuda(means, quats, *inputs):
+    viewmats, capacity = inputs[3], inputs[-1]
+    quats = aligned(quats)
+    out = _allocate(means, viewmats, capacity)
+    n_images = viewmats.shape[0] * viewmats.shape[1]
+    size = native.project_scratch_size(
+        n_images=n_images, n_gaussians=means.shape[1], capacity=capacity, device=means.device.index
+    )
+    room, counts = scratch(means, size), means.new_empty((2,), dtype=torch.int64)
+    native.project_cuda(
+        **cuda_arguments(means),
+        **input_arguments(means, quats, *inputs[:-1]),
+        capacity=capacity,
+        scratch=address(room),
+        counts=address(counts),
+        **_outputs(out),
     )
     return tuple(out)
 
@@ -79,8 +115,9 @@ project_op = define(
     "project(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, "
     "Tensor Ks, int width, int height, int camera_model, bool antialiased, float eps2d, float near_plane, "
     "float far_plane, float radius_clip, int capacity) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _cpu,
-    _fake,
+    fake=_fake,
+    cpu=_cpu,
+    cuda=_cuda,
 )
 
 
@@ -110,7 +147,8 @@ def project(
     """
     n_pairs = viewmats.shape[0] * viewmats.shape[1] * means.shape[1]
     if capacity is None:
-        capacity = min(n_pairs, max(_FREE_CAPACITY, n_pairs // 4))
+        free = _FREE_CAPACITY if means.device.type == "cpu" else 0
+        capacity = min(n_pairs, max(free, n_pairs // 4))
 
     def run(room: int) -> Records:
         return Records(*project_op(
@@ -122,8 +160,32 @@ def project(
     n_records = int(out.image_offsets[-1])
     if n_records > capacity:
         out = run(n_records)
-    return out._replace(
+    out = out._replace(
         records=out.records[:n_records],
         radii=out.radii[:n_records],
         gaussian_ids=out.gaussian_ids[:n_records],
+    )
+    return out if means.device.type == "cpu" else without_dead(out)
+
+
+def image_ids(records: Records) -> Tensor:
+    """[M] int64, the image of each record."""
+    counts = records.image_offsets.diff()
+    images = torch.arange(counts.shape[0], device=counts.device)
+    return torch.repeat_interleave(images, counts, output_size=records.records.shape[0])
+
+
+def without_dead(records: Records) -> Records:
+    """The visible records alone. On the GPU a pair that passes the cheap frustum test and not the full one keeps
+    its row, with radii 0, until somebody looks."""
+    visible = records.radii[:, 0] > 0
+    counts = torch.bincount(image_ids(records)[visible], minlength=records.n_invalid.shape[0])
+    offsets = torch.zeros_like(records.image_offsets)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return Records(
+        records=records.records[visible],
+        radii=records.radii[visible],
+        gaussian_ids=records.gaussian_ids[visible],
+        image_offsets=offsets,
+        n_invalid=records.n_invalid,
     )

@@ -1,0 +1,267 @@
+"""All stages of a call on the GPU by one operator: one native call, no stop between the stages."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rapfast.ops._library import RECORD_FIELDS, address, aligned, cuda_arguments, define, native, scratch
+from rapfast.ops.color import DEPTH_CHANNELS, form_arguments, output_channels
+from rapfast.ops.composite import PIXEL_TYPES, option_arguments, output_tensors
+from rapfast.ops.project import CAMERA_MODELS, Records, input_arguments, without_dead
+from rapfast.postprocess import PostProcess
+
+MAX_INDEX = (1 << 31) - 1
+"""Most records, and most (tile, record) pairs, of one native call: their indices are 32 bits."""
+
+# Rows per (image, Gaussian) pair and per record that a size seen for the first time starts with. Too few cost
+# one more run of the first stages, once.
+_FIRST_RECORDS = 0.15
+_FIRST_INTERSECTIONS = 4.0
+_HEADROOM = 1.125
+
+
+class _Sizes(NamedTuple):
+    n_scenes: int
+    n_cameras: int
+    n_gaussians: int
+    width: int
+    height: int
+    n_channels: int
+    record_capacity: int
+    capacity: int
+    keep_state: bool
+
+
+@lru_cache(maxsize=256)
+def _layout(sizes: _Sizes, device: int) -> dict[str, int]:
+    return native.render_layout(**sizes._asdict(), device=device)
+
+
+def _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state):
+    return _Sizes(
+        means.shape[0], viewmats.shape[1], means.shape[1], width, height,
+        output_channels(colors, depth_channel), record_capacity, capacity, keep_state,
+    )  # fmt: skip
+
+
+def _cuda(
+    means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, width, height,
+    camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, per_camera, depth_channel,
+    alpha_cap, with_composite, expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first,
+    pixel_type, record_capacity, capacity, keep_state,
+):  # fmt: skip
+    device = means.device
+    sizes = _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state)
+    layout = _layout(sizes, device.index)
+    quats, colors = aligned(quats), aligned(colors)
+    n_images = sizes.n_scenes * sizes.n_cameras
+    blended = means.new_empty((n_images, height, width, sizes.n_channels))
+    alphas = means.new_empty((n_images, height, width, 1))
+    out, out_alphas = blended, alphas
+    if with_composite:
+        out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
+    state = scratch(means, layout["state_size"])
+    room = scratch(means, layout["scratch_size"])
+    counts = torch.zeros(2, dtype=torch.int64, pin_memory=True)
+    native.render_cuda(
+        **cuda_arguments(means),
+        **input_arguments(
+            means, quats, scales, covars, opacities, viewmats, Ks, width, height, camera_model, antialiased, eps2d,
+            near_plane, far_plane, radius_clip,
+        ),
+        **form_arguments(colors, sh_degree, per_camera, depth_channel),
+        n_channels=sizes.n_channels,
+        record_capacity=record_capacity,
+        capacity=capacity,
+        keep_state=keep_state,
+        alpha_cap=alpha_cap,
+        with_composite=with_composite,
+        **option_arguments(
+            out, out_alphas, backgrounds, mean, std, expected_depth, clamp_min, clamp_max, out_height, out_width,
+            channels_first, pixel_type,
+        ),
+        blended=address(blended),
+        alphas=address(alphas),
+        state=address(state),
+        scratch=address(room),
+        counts=address(counts),
+    )  # fmt: skip
+    return out, out_alphas, state, counts
+
+
+def _fake(
+    means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, width, height,
+    camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, per_camera, depth_channel,
+    alpha_cap, with_composite, expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first,
+    pixel_type, record_capacity, capacity, keep_state,
+):  # fmt: skip
+    sizes = _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state)
+    n_images = sizes.n_scenes * sizes.n_cameras
+    blended = means.new_empty((n_images, height, width, sizes.n_channels))
+    out, out_alphas = blended, means.new_empty((n_images, height, width, 1))
+    if with_composite:
+        out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
+    state = means.new_empty((_layout(sizes, means.device.index)["state_size"],), dtype=torch.uint8)
+    return out, out_alphas, state, torch.empty(2, dtype=torch.int64)
+
+
+render_op = define(
+    "render(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, Tensor Ks, "
+    "Tensor colors, Tensor? backgrounds, Tensor? mean, Tensor? std, int width, int height, int camera_model, "
+    "bool antialiased, float eps2d, float near_plane, float far_plane, float radius_clip, int sh_degree, "
+    "bool per_camera, int depth_channel, float alpha_cap, bool with_composite, bool expected_depth, "
+    "float? clamp_min, float? clamp_max, int out_height, int out_width, bool channels_first, int pixel_type, "
+    "int record_capacity, int capacity, bool keep_state) -> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    cuda=_cuda,
+)
+
+
+class Rendered(NamedTuple):
+    """What one call leaves."""
+
+    images: Tensor  # [I, h, w, D] or [I, D, h, w]
+    alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
+    state: Tensor  # [bytes] uint8, opaque: see state_parts
+    sizes: _Sizes
+    n_records: int  # rows in use, dead ones included
+    n_intersections: int
+
+
+# Capacities by problem size, learnt from the calls so far. Results never depend on them.
+_learnt: dict[tuple[int, ...], tuple[int, int]] = {}
+
+
+def _room(count: int) -> int:
+    return min(MAX_INDEX, int(count * _HEADROOM) // 4096 * 4096 + 4096)
+
+
+def render(
+    means: Tensor,  # [B, N, 3]
+    quats: Tensor | None,  # [B, N, 4]
+    scales: Tensor | None,  # [B, N, 3]
+    covars: Tensor | None,  # [B, N, 3, 3]
+    opacities: Tensor,  # [B, N]
+    colors: Tensor,  # [B, (C,) N, D] or [B, (C,) N, K, 3]
+    viewmats: Tensor,  # [B, C, 4, 4]
+    Ks: Tensor,  # [B, C, 3, 3]
+    backgrounds: Tensor | None,  # [I, Dc] or [I, H, W, Dc]
+    width: int,
+    height: int,
+    *,
+    camera_model: str,
+    antialiased: bool,
+    eps2d: float,
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    sh_degree: int | None,
+    render_mode: str,
+    alpha_cap: float,
+    postprocess: PostProcess | None = None,
+    keep_state: bool = False,
+    capacities: tuple[int, int] | None = None,
+) -> Rendered:
+    """Renders on the GPU that holds the tensors, on the caller's current stream there.
+
+    Returns once the numbers of records and intersections are known, which is before the pixels are.
+    ``capacities`` overrides what was learnt of them. With ``keep_state`` the state also holds what a backward
+    pass starts from: each pixel's final transmittance and the place of its last record in its tile's list.
+
+    Raises: RuntimeError for more than 2^31 - 1 records or intersections in one call.
+    """
+    post = postprocess or PostProcess()
+    n_pairs = means.shape[0] * viewmats.shape[1] * means.shape[1]
+    if n_pairs > MAX_INDEX:
+        raise RuntimeError(
+            f"means and viewmats make {n_pairs} (Gaussian, camera) pairs, more than {MAX_INDEX} in one call: "
+            "render fewer cameras at a time"
+        )
+    expected_depth = render_mode.endswith("ED")
+    if render_mode in ("D", "ED"):
+        backgrounds = None
+    with_composite = backgrounds is not None or expected_depth or post != PostProcess()
+    clamp_min, clamp_max = post.clamp or (None, None)
+    out_height, out_width = post.size or (height, width)
+    key = (means.device.index, means.shape[0], viewmats.shape[1], means.shape[1], width, height)
+    record_capacity, capacity = capacities or _learnt.get(key) or (
+        min(n_pairs, _room(int(n_pairs * _FIRST_RECORDS))),
+        _room(int(min(n_pairs, n_pairs * _FIRST_RECORDS + 4096) * _FIRST_INTERSECTIONS)),
+    )
+    while True:
+        images, alphas, state, counts = render_op(
+            means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds,
+            None if post.mean is None else means.new_tensor(post.mean),
+            None if post.std is None else means.new_tensor(post.std),
+            width, height, CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip,
+            -1 if sh_degree is None else sh_degree, colors.dim() == (4 if sh_degree is None else 5),
+            DEPTH_CHANNELS[render_mode], alpha_cap, with_composite, expected_depth, clamp_min, clamp_max,
+            out_height, out_width, post.layout == "CHW", PIXEL_TYPES[post.dtype], record_capacity, capacity,
+            keep_state,
+        )  # fmt: skip
+        n_records, n_intersections = counts.tolist()
+        if n_records <= record_capacity and n_intersections <= capacity:
+            break
+        if max(n_records, n_intersections) > MAX_INDEX:
+            raise RuntimeError(
+                f"the call needs {n_records} records and {n_intersections} intersections, more than {MAX_INDEX}: "
+                "render fewer cameras or smaller images at a time"
+            )
+        record_capacity = max(record_capacity, min(n_pairs, _room(n_records)))
+        capacity = max(capacity, _room(n_intersections))
+    sizes = _sizes(
+        means, viewmats, colors, width, height, DEPTH_CHANNELS[render_mode], record_capacity, capacity, keep_state
+    )
+    if capacities is None:
+        # Sorts run over the capacity, so one that is far too large is taken back.
+        if n_records < record_capacity // 2:
+            record_capacity = min(n_pairs, _room(n_records))
+        if n_intersections < capacity // 2:
+            capacity = _room(n_intersections)
+        _learnt[key] = record_capacity, capacity
+    if post.layout == "CHW":
+        alphas = alphas.permute(0, 3, 1, 2)
+    return Rendered(images, alphas, state, sizes, n_records, n_intersections)
+
+
+def _part(rendered: Rendered, device: torch.device, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    begin, size = _layout(rendered.sizes, device.index)[name], dtype.itemsize * math.prod(shape)
+    return rendered.state[begin : begin + size].view(dtype).reshape(shape)
+
+
+def state_n_invalid(rendered: Rendered, device: torch.device) -> Tensor:
+    """[I] int64, Gaussians of each image culled as non-finite or degenerate."""
+    return _part(rendered, device, "n_invalid", torch.int64, rendered.sizes.n_scenes * rendered.sizes.n_cameras)
+
+
+def state_records(rendered: Rendered, device: torch.device) -> Records:
+    """The visible pairs of a call, cut out of its state. Reads no input of the call."""
+    n, n_invalid = rendered.n_records, state_n_invalid(rendered, device)
+
+    def part(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        return _part(rendered, device, name, dtype, *shape)
+
+    return without_dead(
+        Records(
+            records=part("records", torch.float32, n, len(RECORD_FIELDS)),
+            radii=part("radii", torch.int32, n, 2),
+            gaussian_ids=part("gaussian_ids", torch.int32, n),
+            image_offsets=part("image_offsets", torch.int64, n_invalid.shape[0] + 1),
+            n_invalid=n_invalid,
+        )
+    )
+
+
+def state_pixels(rendered: Rendered, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of a call with ``keep_state``: final transmittance [I, H, W], and the place of each pixel's last record in
+    its tile's list [I, H, W] int32, -1 where no record reached it."""
+    shape = (rendered.sizes.n_scenes * rendered.sizes.n_cameras, rendered.sizes.height, rendered.sizes.width)
+    return (
+        _part(rendered, device, "transmittances", torch.float32, *shape),
+        _part(rendered, device, "last_ids", torch.int32, *shape),
+    )
