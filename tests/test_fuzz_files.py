@@ -130,11 +130,11 @@ def test_damaged_ply(folder: Path, ply: bytes, damage: Callable[[bytes], bytes])
     survives(lambda: load_ply(folder / "a.ply"))
 
 
-WORDS = st.sampled_from(
-    "ply format ascii binary_big_endian 1.0 element vertex face property list float double uchar x f_rest_9 f_intr_0 "
-    "end_header comment 0 4 -1 999999999999 999999999999999999999999999999 1e5".split()  # noqa: SIM905 - easier to read
-    + ["", "\t"]
-)
+HEADER_WORDS = """
+    ply format ascii binary_big_endian 1.0 element vertex face property list float double uchar x f_rest_9 f_intr_0
+    end_header comment 0 4 -1 999999999999 999999999999999999999999999999 1e5
+"""
+WORDS = st.sampled_from([*HEADER_WORDS.split(), "", "\t"])
 
 
 @fuzz
