@@ -449,14 +449,18 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "a.spz"
     path.write_bytes(gzip.compress(spz_payload(1)))
     real = builtins.__import__
+    failure: Exception = ModuleNotFoundError("no gsply")
 
     def without_gsply(name: str, *args: object, **kwargs: object) -> object:
         if name.split(".")[0] == "gsply":
-            raise ImportError(name)
+            raise failure
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_gsply)
     with pytest.raises(
         ImportError, match=r"a\.spz: compressed scene formats need gsply: pip install 'rapfast\[formats\]'"
     ):
+        load_scene(path)
+    failure = RuntimeError("cannot cache function")
+    with pytest.raises(ImportError, match=r"need gsply, which does not load here: cannot cache function"):
         load_scene(path)

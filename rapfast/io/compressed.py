@@ -165,8 +165,10 @@ def check_density(path: Path, count: int, size: int) -> None:
 def _gsply(path: PathLike) -> Any:
     try:
         import gsply
-    except ImportError:
+    except ModuleNotFoundError:
         raise ImportError(f"{path}: compressed scene formats need gsply: pip install 'rapfast[formats]'") from None
+    except Exception as error:  # noqa: BLE001 - numba refuses some numpy versions and unwritable caches in its own ways
+        raise ImportError(f"{path}: compressed scene formats need gsply, which does not load here: {error}") from error
     return gsply
 
 
