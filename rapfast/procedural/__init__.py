@@ -3,7 +3,7 @@
     scene = rapfast.procedural.room()
     cameras = rapfast.procedural.room_orbit(120, 854, 480)
 
-Geometry and materials (`room.surface`) are made first and lit afterwards (`lighting.light`), so the same room can be had under
+Geometry and materials (`layout.surface`) are made first and lit afterwards (`lighting.light`), so the same room can be had under
 several lightings. Coordinates are metres, z up, the floor at z = 0, the window in the wall y = 2.7.
 """
 
@@ -15,7 +15,7 @@ import torch
 from ..scene import Scene
 from .lighting import DAY, EVENING, NIGHT, OVERCAST, Lighting, light
 from .patches import THICKNESS, Surface
-from .room import surface
+from .layout import surface
 from .views import room_cameras, room_orbit
 
 __all__ = ["DAY", "EVENING", "NIGHT", "OVERCAST", "Lighting", "Surface", "light", "room", "room_cameras", "room_orbit", "surface", "to_scene"]
@@ -24,7 +24,7 @@ __all__ = ["DAY", "EVENING", "NIGHT", "OVERCAST", "Lighting", "Surface", "light"
 def room(n_gaussians: int = 200_000, seed: int = 0, lighting: Lighting = DAY) -> Scene:
     """The furnished room as a Scene of exactly `n_gaussians` Gaussians, float32 on the CPU, SH degree 3.
 
-    n_gaussians: the more, the finer the surfaces; ValueError below the about 20 000 that the furniture needs.
+    n_gaussians: the more, the finer the surfaces; ValueError below the about 3 500 that the furniture needs.
     seed: the books, boards, leaves and flowers; the same seed gives bitwise the same scene on one machine.
     lighting: a Lighting, for example procedural.EVENING.
     """
