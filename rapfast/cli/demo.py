@@ -80,6 +80,8 @@ class Demo(Command):
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps:g}")
         device = parse_device(self.device)
         film = self.video and importlib.util.find_spec("av") is not None
         if self.video and not film:

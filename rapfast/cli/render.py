@@ -117,6 +117,10 @@ class Render(Command):
         size = parse_size(self.size) if self.size else None
         if self.batch < 1:
             raise ValueError(f"--batch must be at least 1, got {self.batch}")
+        if not 0 < self.distance < float("inf"):
+            raise ValueError(f"--distance must be above 0, got {self.distance:g}")
+        if self.video and not 0 < self.fps <= 1000:
+            raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps:g}")
         if self.video and "RGB" not in self.mode:
             raise ValueError(f"--video needs colours, and --mode {self.mode} has none")
         if self.video:

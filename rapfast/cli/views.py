@@ -54,7 +54,7 @@ def centre_and_radius(scene: Scene) -> tuple[np.ndarray, float]:
     return centre, radius or 1.0
 
 
-def orbit(scene: Scene, n: int, size: tuple[int, int], up: str, elevation: float, distance: float | None) -> Cameras:
+def orbit(scene: Scene, n: int, size: tuple[int, int], up: str, elevation: float, distance: float) -> Cameras:
     """n cameras on a circle that see the bulk of the scene; `distance` in multiples of the one that just fits it."""
     if n < 1:
         raise ValueError(f"--orbit must be at least 1 view, got {n}")
@@ -64,7 +64,7 @@ def orbit(scene: Scene, n: int, size: tuple[int, int], up: str, elevation: float
     half = min(half, np.arctan(np.tan(half) * width / height))  # upright pictures are limited by their width
     fit = radius / np.sin(half)
     cameras = Cameras.orbit(
-        centre, fit * (distance or 1.0), n, elevation=elevation, up=UP[up], width=width, height=height, fov_y=_FOV_Y
+        centre, float(fit * distance), n, elevation=elevation, up=UP[up], width=width, height=height, fov_y=_FOV_Y
     )
     digits = max(4, len(str(n - 1)))
     cameras.names = [f"orbit_{i:0{digits}d}" for i in range(n)]
