@@ -1,0 +1,138 @@
+"""What is measured: the cases, and the arguments with which a renderer is called for each."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from bench import scenes
+from rapfast import Cameras, Scene
+
+GARDEN_VARIABLE = "RAPFAST_GARDEN"
+SH_DEGREE = 3
+
+
+class Case(NamedTuple):
+    """One scene at one image size."""
+
+    name: str
+    scene: str  # "room", "outdoor" or "garden"
+    n: int  # Gaussians; the garden has as many as its file gives
+    width: int
+    height: int
+    batches: tuple[int, ...] = (1, 8, 32)
+    channels: int = 0  # of given colours; 0: spherical harmonics of degree 3
+    with_reference: bool = False  # the plain-torch reference is measured too, for one view
+    cpu_only: bool = False
+
+
+CPU_CASE = Case("cpu-room200k-427x240", "room", 200_000, 427, 240, (1,), with_reference=True, cpu_only=True)
+CPU_THREADS = 2
+
+FULL = (
+    Case("room-200k-854x480", "room", 200_000, 854, 480, with_reference=True),
+    Case("channels32-200k-512x512", "room", 200_000, 512, 512, channels=32),
+    Case("room-500k-854x480", "room", 500_000, 854, 480),
+    # for time against pixels
+    Case("room-500k-427x240", "room", 500_000, 427, 240, (8,)),
+    Case("room-500k-1708x960", "room", 500_000, 1708, 960, (8,)),
+    Case("room-1.5M-854x480", "room", 1_500_000, 854, 480),
+    Case("outdoor-1297x840", "outdoor", 2_800_000, 1297, 840),
+    Case("outdoor-1920x1080", "outdoor", 2_800_000, 1920, 1080),
+    Case("garden-1297x840", "garden", 2_794_625, 1297, 840),
+    Case("garden-1920x1080", "garden", 2_794_625, 1920, 1080),
+    CPU_CASE,
+)
+
+# Every path, in seconds on two cores; small enough that the reference can tell each time whether the pixels are right.
+REDUCED = (
+    Case("room-20k-214x120", "room", 20_000, 214, 120, (1, 4), with_reference=True),
+    Case("channels32-20k-128x128", "room", 20_000, 128, 128, (1, 4), channels=32),
+    Case("room-50k-214x120", "room", 50_000, 214, 120, (1, 4)),
+    Case("room-150k-214x120", "room", 150_000, 214, 120, (1, 4)),
+    Case("outdoor-40k-217x140", "outdoor", 40_000, 217, 140, (1, 4)),
+    Case("outdoor-40k-320x180", "outdoor", 40_000, 320, 180, (1, 4)),
+    CPU_CASE,
+)
+
+CASES = {"full": FULL, "reduced": REDUCED}
+
+
+def garden_path() -> str | None:
+    """The file that RAPFAST_GARDEN names, None where it names nothing.
+
+    Raises:
+        FileNotFoundError: the variable is set and there is no such file.
+    """
+    path = os.environ.get(GARDEN_VARIABLE)
+    if not path:
+        return None
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{GARDEN_VARIABLE} must name gsplat's test_garden.npz, got {path!r}, which is no file")
+    return path
+
+
+class Workload(NamedTuple):
+    """A case's data on one device."""
+
+    case: Case
+    scene: Scene
+    colors: torch.Tensor  # [N, 16, 3] or [N, channels]
+    cameras: Cameras  # as many as the largest batch
+    statistics: scenes.Statistics
+
+    def arguments(self, batch: int) -> dict[str, Any]:
+        """Keyword arguments of ``rasterization`` for the first ``batch`` views; the background is black, none."""
+        scene, case = self.scene, self.case
+        return {
+            "means": scene.means,
+            "quats": scene.quats,
+            "scales": scene.scales,
+            "opacities": scene.opacities,
+            "colors": self.colors,
+            "viewmats": self.cameras.viewmats[:batch],
+            "Ks": self.cameras.Ks[:batch],
+            "width": case.width,
+            "height": case.height,
+            "sh_degree": None if case.channels else SH_DEGREE,
+            "packed": False,
+        }
+
+
+@lru_cache(maxsize=1)
+def _scene(name: str, n: int) -> Scene:
+    if name == "garden":
+        return scenes.garden(_known_garden())
+    return {"room": scenes.room, "outdoor": scenes.outdoor}[name](n)
+
+
+def _cameras(case: Case) -> Cameras:
+    n = max(case.batches)
+    if case.scene == "garden":
+        return scenes.garden_cameras(_known_garden(), n, case.width, case.height)
+    make = {"room": scenes.room_cameras, "outdoor": scenes.outdoor_cameras}[case.scene]
+    return make(n, case.width, case.height)
+
+
+def _known_garden() -> str:
+    path = garden_path()
+    if path is None:
+        raise FileNotFoundError(f"{GARDEN_VARIABLE} must name gsplat's test_garden.npz, it is not set")
+    return path
+
+
+@lru_cache(maxsize=1)
+def workload(case: Case, device: str) -> Workload:
+    """The case on ``device``. One is kept at a time: the large ones take a GiB."""
+    scene, cameras = _scene(case.scene, case.n), _cameras(case)
+    counts = scenes.statistics(scene, cameras)
+    scene, cameras = scene.to(device), cameras.to(device)
+    if case.channels:
+        generator = torch.Generator().manual_seed(0)
+        colors = torch.rand(len(scene), case.channels, generator=generator).to(device)
+    else:
+        colors = scene.sh
+    return Workload(case, scene, colors, cameras, counts)

@@ -1,0 +1,131 @@
+"""Options, which benchmarks there are, and what the JSON says of the machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import pytest
+import torch
+
+from bench.cases import CASES, GARDEN_VARIABLE, Case, garden_path
+from bench.measure import cuda_clock, why_not
+from rapfast import info
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("rapfast")
+    group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one")
+    group.addoption("--scale", choices=("full", "reduced"), help="default: full on a GPU, reduced on the CPU")
+    group.addoption("--rounds", type=int, default=50, help="at most so many rounds a benchmark")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--rounds") < 1:
+        raise pytest.UsageError(f"--rounds must be at least 1, got {config.getoption('--rounds')}")
+    if _device(config) == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device cuda: torch {torch.__version__} sees no CUDA device")
+    try:
+        garden_path()
+    except FileNotFoundError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _device(config: pytest.Config) -> str:
+    chosen = config.getoption("--device")
+    if chosen != "auto":
+        return chosen
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _scale(config: pytest.Config) -> str:
+    return config.getoption("--scale") or ("full" if _device(config) == "cuda" else "reduced")
+
+
+@pytest.fixture(scope="session")
+def scale(pytestconfig: pytest.Config) -> str:
+    return _scale(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def max_rounds(pytestconfig: pytest.Config) -> int:
+    return pytestconfig.getoption("--rounds")
+
+
+def _backends(case: Case, batch: int, device: str) -> list[str]:
+    """In order of running: what the others are compared with comes first."""
+    if device == "cpu":
+        return ["reference", "rapfast"] if case.with_reference and batch == 1 else ["rapfast"]
+    names = ["gsplat", "gsplat-loop", "rapfast"] if batch == 8 else ["gsplat", "rapfast"]
+    return [*names, "reference"] if case.with_reference and batch == 1 else names
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One benchmark for each case, batch and backend, those that are compared side by side."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    parameters = []
+    for case in CASES[_scale(metafunc.config)]:
+        device = "cpu" if case.cpu_only else _device(metafunc.config)
+        for batch in case.batches:
+            for backend in _backends(case, batch, device):
+                reason = why_not(backend, device)
+                if case.scene == "garden" and garden_path() is None:
+                    reason = f"{GARDEN_VARIABLE} is not set: it names gsplat's test_garden.npz"
+                group = f"{case.name} batch {batch}"
+                marks = [pytest.mark.benchmark(group=group, **({"timer": cuda_clock} if device == "cuda" else {}))]
+                if reason:
+                    marks.append(pytest.mark.skip(reason=reason))
+                name = f"{case.name}-b{batch}-{backend}"
+                parameters.append(pytest.param(case.name, device, batch, backend, marks=marks, id=name))
+    metafunc.parametrize(("case_name", "device", "batch", "backend"), parameters)
+
+
+# --- the JSON's machine_info and commit_info ---------------------------------------------------------------------------
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.split("\n")[0].strip() or None
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Names GPU and software, and leaves out what tells the host rather than the machine."""
+    known = info.collect()
+    for key in ("node", "release", "processor", "python_build", "python_compiler"):
+        machine_info.pop(key, None)
+    machine_info["cpu"] = {key: known["cpu"][key] for key in ("name", "cores", "arch")}
+    machine_info["versions"] = {"rapfast": known["rapfast"], **{n: _version(n) for n in ("torch", "numpy", "gsplat")}}
+    machine_info["versions"]["cuda"] = torch.version.cuda
+    machine_info["scale"] = _scale(config)
+    machine_info["gpu"] = None
+    if _device(config) == "cuda":
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        machine_info["gpu"] = {
+            "name": properties.name,
+            "compute_capability": [properties.major, properties.minor],
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "multiprocessors": properties.multi_processor_count,
+            "driver": _driver_version(),
+        }
+
+
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
+    """RAPFAST_COMMIT names the commit where the files came without their repository."""
+    commit_info["project"] = "rapfast"
+    if os.environ.get("RAPFAST_COMMIT"):
+        commit_info["id"] = os.environ["RAPFAST_COMMIT"]
+        commit_info.pop("error", None)
