@@ -162,6 +162,8 @@ def rasterization(
     if backend == "gsplat":
         return _gsplat(inputs, settings, packed, sparse_grad, absgrad, channel_chunk, segmented, postprocess)
     if backend == "reference":
+        if sparse_grad:
+            raise NotImplementedError('sparse_grad=True is not supported by backend="reference": use "gsplat"')
         return reference.rasterization(
             **inputs._asdict(),
             width=settings.width,
@@ -175,6 +177,7 @@ def rasterization(
             render_mode=render_mode,
             rasterize_mode=rasterize_mode,
             camera_model=camera_model,
+            absgrad=absgrad,
             alpha_cap=settings.alpha_cap,
             postprocess=postprocess,
         )
