@@ -77,6 +77,8 @@ def integer(name: str, value: object, low: int, high: int, unit: str = "") -> in
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf, what: str = "a number") -> float:
     """A float in [low, high]; NaN is in no interval."""
     try:
+        if isinstance(value, (bool, str, bytes)):
+            raise TypeError
         result = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be {what}, got {describe(value)}") from None
