@@ -1,0 +1,167 @@
+"""The operators as torch sees them: schema, shapes without running, outputs of their own storage."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from scenes import HEIGHT, WIDTH, assert_same, covariances, flat, make_scene
+from torch import Tensor
+
+from rapfast import PostProcess, ops, rasterization
+from rapfast.ops._library import RECORD_FIELDS, TILE_SIZE
+from rapfast.ops.bin import tile_grid
+from rapfast.ops.composite import PIXEL_TYPES
+
+NAMES = ["project", "color", "bin", "blend", "composite"]
+
+
+def samples(name: str, device: torch.device) -> list[tuple[Any, ...]]:
+    """Arguments of one operator, of several forms."""
+    out: list[tuple[Any, ...]] = []
+    for sh, dtype in ((False, torch.float32), (True, torch.float32)) + (
+        ((False, torch.float64),) if device.type == "cpu" else ()
+    ):
+        s = flat(make_scene(100, 2, batch=(2,), sh_degree=1 if sh else None, dtype=dtype, device=device))
+        grid = tile_grid(WIDTH, HEIGHT)
+        shape = (s.quats, s.scales, None) if sh else (None, None, covariances(s))
+        project = (s.means, *shape, s.opacities, s.viewmats, s.Ks, WIDTH, HEIGHT, 0, sh, 0.3, 0.01, 1e10, 0.0, 400)
+        if name == "project":
+            out.append(project)
+            continue
+        # Rows past the last record are cut off, as the stage functions do.
+        r = ops.project(s.means, *shape, s.opacities, s.viewmats, s.Ks, WIDTH, HEIGHT, antialiased=sh)
+        color = (
+            s.means, s.viewmats, s.Ks, s.colors, r.gaussian_ids, r.image_offsets, r.records, r.n_invalid,
+            WIDTH, HEIGHT, 1 if sh else -1, False, 1,
+        )  # fmt: skip
+        if name == "color":
+            out.append(color)
+            continue
+        if name == "bin":
+            out.append((r.records, r.radii, r.image_offsets, *grid, 10_000))
+            continue
+        colors = ops.color(
+            s.means, s.viewmats, s.Ks, s.colors, r, WIDTH, HEIGHT, sh_degree=1 if sh else None, render_mode="RGB+D"
+        )
+        tiles = ops.bin(r, WIDTH, HEIGHT)
+        blend = (r.records, colors, r.image_offsets, *tiles, WIDTH, HEIGHT, 0.999)
+        if name == "blend":
+            out.append(blend)
+            continue
+        image, alphas = torch.ops.rapfast.blend(*blend)
+        mean = torch.tensor([0.1, 0.2, 0.3], dtype=dtype, device=device)
+        background = torch.rand(4, 3, dtype=dtype, device=device)
+        out.append((image, alphas, background, mean, mean, 3, True, 0.0, 1.0, 20, 30, True, PIXEL_TYPES[torch.float16]))
+        out.append((image, alphas, None, None, None, 3, False, None, None, HEIGHT, WIDTH, False, PIXEL_TYPES[None]))
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name, device):
+    """The schema tells what is written and what aliases; the fake implementation knows the shapes."""
+    op = getattr(torch.ops.rapfast, name).default
+    for arguments in samples(name, device):
+        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_never_alias(name, device):
+    """Neither each other nor an input."""
+    op = getattr(torch.ops.rapfast, name)
+    for arguments in samples(name, device):
+        result = op(*arguments)
+        outputs = [result] if isinstance(result, Tensor) else list(result)
+        inputs = [x for x in arguments if isinstance(x, Tensor)]
+        storages = [x.untyped_storage().data_ptr() for x in outputs if x.numel()]
+        assert len(set(storages)) == len(storages)
+        assert not set(storages) & {x.untyped_storage().data_ptr() for x in inputs}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operators_are_repeatable(name, device):
+    """The same arguments, the same bits, in what is written of each output."""
+    if name in ("project", "bin"):
+        pytest.skip("rows past the count are not written: covered by the tests of these stages")
+    op = getattr(torch.ops.rapfast, name)
+    for arguments in samples(name, device):
+        first, second = op(*arguments), op(*arguments)
+        for x, y in zip(*([r] if isinstance(r, Tensor) else r for r in (first, second)), strict=True):
+            assert_same(x, y)
+
+
+def test_results_of_a_call_never_alias(device):
+    """Colours, alphas and inputs have storages of their own, whatever the options."""
+    scene = make_scene(50, 2, dtype=torch.float32, device=device)
+    background = torch.rand(2, 3, device=device)
+    for post, backgrounds, mode in itertools.product(
+        (None, PostProcess(), PostProcess(layout="CHW")), (None, background), ("RGB", "ED")
+    ):
+        colors, alphas, meta = rasterization(
+            *scene, WIDTH, HEIGHT, backgrounds=backgrounds, render_mode=mode, postprocess=post
+        )
+        tensors = [colors, alphas, *scene, background]
+        tensors += [value for value in meta.values() if isinstance(value, Tensor)]
+        storages = [x.untyped_storage().data_ptr() for x in tensors]
+        assert len(set(storages)) == len(storages)
+
+
+def test_fake_shapes_follow_the_capacity(device):
+    """What torch.compile sees of an operator whose number of results is not known beforehand."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    (arguments, *_) = samples("project", device)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in arguments]
+        records, radii, ids, offsets, n_invalid = torch.ops.rapfast.project(*fakes[:-1], 123)
+    assert records.shape == (123, len(RECORD_FIELDS)) and radii.shape == (123, 2) and ids.shape == (123,)
+    assert offsets.shape == (5,) and n_invalid.shape == (4,)
+
+
+@pytest.mark.parametrize("capacity", [0, 10])
+def test_too_little_room_writes_no_record(capacity, device):
+    """The counts are right and the rows untouched: the caller comes again."""
+    for arguments in samples("project", device):
+        offsets, n_invalid = torch.ops.rapfast.project(*arguments)[3:]
+        short = torch.ops.rapfast.project(*arguments[:-1], capacity)
+        assert short[0].shape == (capacity, 8)
+        assert_same(short[3], offsets)
+        assert_same(short[4], n_invalid)
+    for arguments in samples("bin", device):
+        want = torch.ops.rapfast.bin(*arguments)[0]
+        short = torch.ops.rapfast.bin(*arguments[:-1], capacity)
+        assert short[1].shape == (capacity,)
+        assert int(short[0][-1]) == int(want[-1]) > capacity
+
+
+def test_constants_are_the_native_modules(device):
+    """Names of the record's columns, by what the project stage writes there."""
+    assert TILE_SIZE == 16
+    scene = flat(make_scene(1, 1, dtype=torch.float32))
+    scene.means[:] = 0
+    scene.quats[0, 0] = torch.tensor([1.0, 0, 0, 0])
+    scene.viewmats[0, 0] = torch.eye(4)
+    scene.viewmats[0, 0, 2, 3] = 2.0
+    scene.scales[0, 0] = torch.tensor([0.1, 0.2, 0.3])
+    scene.opacities[0] = 0.5
+    s = flat(scene.to(device))
+    row = ops.project(s.means, s.quats, s.scales, None, s.opacities, s.viewmats, s.Ks, WIDTH, HEIGHT).records[0]
+    fields = dict(zip(RECORD_FIELDS, row.tolist(), strict=True))
+    fx, fy, cx, cy = (float(s.Ks[0, 0, i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    sharp = (0.1 * fx / 2) ** 2, (0.2 * fy / 2) ** 2
+    assert fields == pytest.approx(
+        {
+            "x": cx,
+            "y": cy,
+            "conic_a": 1 / (sharp[0] + 0.3),
+            "conic_b": 0.0,
+            "conic_c": 1 / (sharp[1] + 0.3),
+            "opacity": 0.5,
+            "depth": 2.0,
+            "compensation": math.sqrt(sharp[0] * sharp[1] / ((sharp[0] + 0.3) * (sharp[1] + 0.3))),
+        },
+        rel=1e-5,
+    )
