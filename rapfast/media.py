@@ -1,7 +1,7 @@
 """Pictures and films on disk: PNG, 16-bit depth PNG, H.264 MP4, contact sheets.
 
-Everything goes through `rapfast.io.atomic_path`: a file under its final name is a finished file. Pillow and PyAV are imported where
-they are used.
+Everything goes through `rapfast.io.atomic_path`: a file under its final name is a finished file. Pillow and PyAV are
+imported where they are used.
 """
 
 from __future__ import annotations
@@ -56,13 +56,15 @@ def write_png(path: PathLike, image: np.ndarray) -> None:
         picture.save(temporary, format="PNG", compress_level=4)
 
 
-def write_depth_png(path: PathLike, depth: np.ndarray) -> int:
+def depths_beyond_png(depth: np.ndarray) -> int:
+    """How many finite depths are beyond what write_depth_png can hold, 65.535 units."""
+    return int((np.isfinite(depth) & (depth * DEPTH_STEPS_PER_UNIT > _DEEPEST + 0.5)).sum())
+
+
+def write_depth_png(path: PathLike, depth: np.ndarray) -> None:
     """Write depth [H, W] in scene units as a 16-bit grey PNG in thousandths (millimetres for a scene in metres).
 
     0 means nothing there (also written for what is not finite). Depths beyond 65.535 units are written as 65535.
-
-    Returns:
-        How many pixels were beyond that range.
     """
     from PIL import Image
 
@@ -72,7 +74,6 @@ def write_depth_png(path: PathLike, depth: np.ndarray) -> int:
     picture = Image.fromarray(np.clip(np.rint(steps), 0, _DEEPEST).astype(np.uint16))
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", compress_level=4)
-    return int((steps > _DEEPEST + 0.5).sum())
 
 
 def write_depth_npy(path: PathLike, depth: np.ndarray) -> None:
@@ -89,8 +90,8 @@ class VideoWriter:
         with VideoWriter("orbit.mp4", 854, 480, fps=30) as video:
             video.add(frame)  # uint8 [480, 854, 3]
 
-    H.264 needs even sides: an odd one is padded by repeating its last pixel, and `padded` says so. The file appears under its name when
-    the `with` block ends without an error; otherwise nothing is left.
+    H.264 needs even sides: an odd one is padded by repeating its last pixel, and `padded` says so. The file appears
+    under its name when the `with` block ends without an error; otherwise nothing is left.
 
     Raises:
         ImportError: PyAV is absent.
@@ -140,7 +141,9 @@ class VideoWriter:
         if self.padded:
             pixels = np.pad(pixels, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        picture = picture.reformat(format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG")
+        picture = picture.reformat(
+            format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG"
+        )
         picture.pts, picture.time_base = self.frames, 1 / self._fps
         for packet in self._stream.encode(picture):
             self._container.mux(packet)
@@ -171,7 +174,9 @@ def require_av() -> None:
         raise ImportError("writing MP4 needs PyAV: pip install 'rapfast[video]'") from None
 
 
-def contact_sheet(images: Sequence[np.ndarray], columns: int | None = None, gap: int = 6, background: int = 255) -> np.ndarray:
+def contact_sheet(
+    images: Sequence[np.ndarray], columns: int | None = None, gap: int = 6, background: int = 255
+) -> np.ndarray:
     """Pictures of one size on a grid with thin gaps, uint8 [H, W, 3].
 
     columns: by default those that bring the sheet closest to 4:3 without empty cells where that is possible.
@@ -184,9 +189,11 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int | None = None, gap:
     height, width = images[0].shape[:2]
     n = len(images)
     if columns is None:
+
         def cost(c: int) -> tuple[int, float]:
             rows = -(-n // c)
             return rows * c - n, abs(np.log(c * width / (rows * height) / (4 / 3)))
+
         columns = min(range(1, n + 1), key=cost) if n <= 3 else min(range(2, max(3, n // 2 + 1)), key=cost)
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")

@@ -41,7 +41,8 @@ def test_png_of_another_shape_is_refused(tmp_path, shape):
 
 def test_depth_png_is_millimetres(tmp_path):
     depth = np.array([[0.0, 1.2344], [65.535, 70.0], [np.nan, np.inf]], np.float32)
-    assert media.write_depth_png(tmp_path / "d.png", depth) == 1
+    media.write_depth_png(tmp_path / "d.png", depth)
+    assert media.depths_beyond_png(depth) == 1
     assert np.asarray(Image.open(tmp_path / "d.png")).tolist() == [[0, 1234], [65535, 65535], [0, 0]]
     with pytest.raises(ValueError, match=r"depth must be \[H,W\]"):
         media.write_depth_png(tmp_path / "e.png", depth[..., None])
@@ -79,7 +80,7 @@ def test_film_has_every_frame_and_pads_odd_sides(tmp_path, size):
         decoded = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
     assert len(decoded) == 7
     if min(size) > 8:
-        for frame, back in zip(frames, decoded):  # lossy, and half the colour resolution: close on average
+        for frame, back in zip(frames, decoded, strict=True):  # lossy, and half the colour resolution: close on average
             assert np.abs(back[:height, :width].astype(float) - media.to_uint8(frame)).mean() < 6
     assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
 
@@ -89,7 +90,10 @@ def test_film_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="stop"), media.VideoWriter(tmp_path / "a.mp4", 32, 32) as film:
         film.add(gradient(32, 32))
         raise RuntimeError("stop")
-    with pytest.raises(ValueError, match=r"frame must be \[32,32,3\]"), media.VideoWriter(tmp_path / "a.mp4", 32, 32) as film:
+    with (
+        pytest.raises(ValueError, match=r"frame must be \[32,32,3\]"),
+        media.VideoWriter(tmp_path / "a.mp4", 32, 32) as film,
+    ):
         film.add(gradient(31, 32))
     with pytest.raises(ValueError, match="at least one frame"), media.VideoWriter(tmp_path / "a.mp4", 32, 32):
         pass

@@ -24,7 +24,9 @@ def scene(small):
 
 
 def digest(scene) -> str:
-    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in (scene.means, scene.quats, scene.scales, scene.opacities, scene.sh))).hexdigest()
+    return hashlib.sha256(
+        b"".join(t.numpy().tobytes() for t in (scene.means, scene.quats, scene.scales, scene.opacities, scene.sh))
+    ).hexdigest()
 
 
 def test_same_seed_same_bits_other_seed_other_room(scene):
@@ -53,7 +55,9 @@ def test_scene_is_valid_and_flat(scene):
 
 def test_thin_axis_is_the_normal(small, scene):
     w, x, y, z = scene.quats.double().T
-    third = torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], 1)  # third column of the rotation
+    third = torch.stack(
+        [2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], 1
+    )  # third column of the rotation
     assert np.abs((third.numpy() * small.normals).sum(1) - 1).max() < 1e-5
 
 
@@ -76,7 +80,8 @@ def test_no_holes_and_no_grid_from_inside():
     scene = procedural.to_scene(made, np.zeros((len(made), 1, 3)))
     cameras = procedural.room_cameras(8, 427, 240)
     _, alphas, _ = rasterization(
-        scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, cameras.viewmats, cameras.Ks, 427, 240, sh_degree=0
+        scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, cameras.viewmats, cameras.Ks,
+        427, 240, sh_degree=0,
     )  # fmt: skip
     assert float(alphas.min()) > 0.85
     assert float((alphas < 0.95).float().mean()) < 0.002
@@ -86,7 +91,16 @@ def test_degrees_one_to_three_matter(small, scene):
     glossy = torch.from_numpy((small.gloss > 0.3) & (small.emitter == 0))
     cameras = procedural.room_cameras(2, 160, 90)
     render = lambda degree: rasterization(  # noqa: E731
-        scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, cameras.viewmats, cameras.Ks, 160, 90, sh_degree=degree
+        scene.means,
+        scene.quats,
+        scene.scales,
+        scene.opacities,
+        scene.sh,
+        cameras.viewmats,
+        cameras.Ks,
+        160,
+        90,
+        sh_degree=degree,
     )[0]
     assert float(scene.sh[glossy, 1:].abs().mean()) > 0.003
     assert float((render(3) - render(0)).abs().max()) > 0.08
@@ -111,7 +125,9 @@ def test_sh_basis_is_orthonormal():
 
 
 def test_sh_basis_is_the_renderers():
-    """One Gaussian in the middle of the picture, each coefficient alone: the renderer sees the colour that the fit intends."""
+    """One Gaussian in the middle of the picture, each coefficient alone: the renderer sees the colour that the fit
+    intends.
+    """
     cameras = procedural.room_cameras(1, 33, 33)
     eye = torch.linalg.inv(cameras.viewmats[0])[:3, 3]
     forward = cameras.viewmats[0, 2, :3]
@@ -154,7 +170,9 @@ def test_sun_falls_through_the_window_and_not_through_the_wall(small):
 def test_shadow_rays_agree_with_one_box_at_a_time():
     rng = np.random.default_rng(0)
     turned = P.Box(np.array([0.2, -0.1, 0.3]), np.array([0.5, 0.2, 0.4]), 0.6)
-    patch = P.Patch(P.plane((0, 0, 0), (1, 0, 0), (0, 1, 0)), (1.0, 1.0), P.Material(lambda u, v: np.ones((len(u), 3))), (1.0, 1.0))
+    patch = P.Patch(
+        P.plane((0, 0, 0), (1, 0, 0), (0, 1, 0)), (1.0, 1.0), P.Material(lambda u, v: np.ones((len(u), 3))), (1.0, 1.0)
+    )
     empty = P.sample([patch], 1.0)
     empty.boxes = [turned]
     origin = rng.uniform(-2, 2, (1500, 3))
@@ -194,13 +212,21 @@ def test_the_orbit_is_smooth_and_closed():
 
 
 def test_patch_counts_what_it_makes():
-    patch = P.Patch(P.plane((0, 0, 0), (1, 0, 0), (0, 1, 0)), (2.0, 1.0), P.Material(lambda u, v: np.ones((len(u), 3))), (0.1, 0.07), breaks=((0.5,), ()))
+    patch = P.Patch(
+        P.plane((0, 0, 0), (1, 0, 0), (0, 1, 0)),
+        (2.0, 1.0),
+        P.Material(lambda u, v: np.ones((len(u), 3))),
+        (0.1, 0.07),
+        breaks=((0.5,), ()),
+    )
     holed = P.Patch(patch.shape, patch.size, patch.material, patch.spacing, holes=((0.5, 1.0, 0.2, 0.6),))
     for p in (patch, holed):
         made = P.sample([p], 0.9)
         assert len(made) == p.count(0.9) and P.refine(made, 7).points.shape == (len(made) + 7, 3)
         assert np.allclose(made.normals, [0, 0, 1])
-    assert not ((made.points[:, 0] > 0.5) & (made.points[:, 0] < 1.0) & (made.points[:, 1] > 0.2) & (made.points[:, 1] < 0.6)).any()
+    assert not (
+        (made.points[:, 0] > 0.5) & (made.points[:, 0] < 1.0) & (made.points[:, 1] > 0.2) & (made.points[:, 1] < 0.6)
+    ).any()
     with pytest.raises(ValueError, match="extra must be at most"):
         P.refine(made, len(made) + 1)
 

@@ -1,8 +1,8 @@
 """The `rapfast` command: info, render, demo, convert.
 
-Each subcommand is a dataclass whose fields are its options and whose `run()` does the work; tyro turns the fields and their
-docstrings into the parser and its help. Whatever goes wrong ends in one sentence on stderr and an exit status: 2 for input, output or
-an option that cannot be used, 1 for a fault of rapfast's own, 130 after Ctrl-C.
+Each subcommand is a dataclass whose fields are its options and whose `run()` does the work; tyro turns the fields and
+their docstrings into the parser and its help. Whatever goes wrong ends in one sentence on stderr and an exit status:
+2 for input, output or an option that cannot be used, 1 for a fault of rapfast's own, 130 after Ctrl-C.
 """
 
 from __future__ import annotations

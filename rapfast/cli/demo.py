@@ -45,10 +45,10 @@ class Demo(Command):
     views: int = 8
     """Number of pictures."""
 
-    frames: int = 120
+    frames: int = 96
     """Number of frames of the film."""
 
-    fps: float = 30.0
+    fps: float = 24.0
     """Frames per second of the film."""
 
     gaussians: int = 200_000
@@ -97,22 +97,25 @@ class Demo(Command):
         scene, options = made.to(device), Options()
 
         pictures, digits = [], len(str(self.views - 1))
-        with Progress("views", self.views) as progress, BackgroundWriter() as writer:
-            for images, _, _ in render_batches(scene, cameras, options, self.batch):
-                for image in images:
+        with Progress("rendering", self.views) as progress, BackgroundWriter() as writer:
+            for batch in render_batches(scene, cameras, options, self.batch):
+                for image in batch.images:
                     writer.add(media.write_png, folder / f"view_{len(pictures):0{digits}d}.png", image)
                     pictures.append(image)
-                progress.advance(len(images))
+                progress.advance(len(batch.images))
             writer.add(media.write_png, folder / "contact_sheet.png", media.contact_sheet(pictures))
-        print(f"{self.views} views in {progress.seconds:.1f} s, {progress.rate:.1f} per second -> {folder / 'contact_sheet.png'}")
+        print(f"{progress.summary()} -> {folder / 'contact_sheet.png'}")
         if not film:
             return
         path = procedural.room_orbit(self.frames, width, height)
-        with Progress("film", self.frames, "frames") as progress, media.VideoWriter(folder / "orbit.mp4", width, height, self.fps) as video:
+        with (
+            Progress("filming", self.frames, "frames") as progress,
+            media.VideoWriter(folder / "orbit.mp4", width, height, self.fps) as video,
+        ):
             if video.padded:
                 print("note: orbit.mp4 is padded to even sides, as H.264 needs", file=sys.stderr)
-            for images, _, _ in render_batches(scene, path, options, self.batch):
-                for image in images:
+            for batch in render_batches(scene, path, options, self.batch):
+                for image in batch.images:
                     video.add(image)
-                progress.advance(len(images))
-        print(f"{self.frames} frames in {progress.seconds:.1f} s, {progress.rate:.1f} per second -> {folder / 'orbit.mp4'}")
+                progress.advance(len(batch.images))
+        print(f"{progress.summary()} -> {folder / 'orbit.mp4'}")

@@ -1,4 +1,6 @@
-"""Where pictures go: a folder that is never mixed up with another run's, file names from camera names, writing beside rendering."""
+"""Where pictures go: a folder that is never mixed up with another run's, file names from camera names, writing beside
+rendering.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,17 @@ class _TriedError(Exception):
 def file_stems(names: Sequence[str | None]) -> list[str]:
     """One relative path without suffix for each camera, unique: its name, or view_00012 where it has none.
 
-    Folders in a name are kept ("cam0/0001.jpg" -> "cam0/0001"); what would leave the output folder ("..", a leading slash) is not.
+    Folders in a name are kept ("cam0/0001.jpg" -> "cam0/0001"); what would leave the output folder ("..", a leading
+    slash) is not.
     """
     digits = max(4, len(str(max(len(names) - 1, 0))))
     out, taken = [], set()
     for index, name in enumerate(names):
-        parts = [part for part in PurePosixPath((name or "").replace("\\", "/")).parts if part not in ("/", ".", "..") and not part.endswith(":")]
+        parts = [
+            part
+            for part in PurePosixPath((name or "").replace("\\", "/")).parts
+            if part not in ("/", ".", "..") and not part.endswith(":")
+        ]
         stem = "/".join(parts).replace("\0", "")
         stem = str(PurePosixPath(stem).with_suffix("")) if stem else f"view_{index:0{digits}d}"
         unique, k = stem, 2
@@ -56,7 +63,8 @@ def file_stems(names: Sequence[str | None]) -> list[str]:
 
 
 class BackgroundWriter:
-    """Runs jobs in order on one thread, at most `ahead` waiting; an error in a job is raised by the next add() or at the end.
+    """Runs jobs in order on one thread, at most `ahead` waiting; an error in a job is raised by the next add() or at
+    the end.
 
         with BackgroundWriter() as writer:
             writer.add(write_png, path, image)
@@ -94,7 +102,9 @@ class BackgroundWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopped = kind is not None  # after an error or Ctrl-C what is queued is dropped, what is being written is finished
+        self._stopped = (
+            kind is not None
+        )  # after an error or Ctrl-C what is queued is dropped, what is being written is finished
         self._jobs.put(None)
         self._thread.join()
         if kind is None and self._error is not None:

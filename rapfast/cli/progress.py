@@ -10,14 +10,15 @@ from types import TracebackType
 class Progress:
     """A bar that counts views while a `with` block runs; silent where stderr is no terminal.
 
-        with Progress("rendering", 24) as progress:
-            progress.advance(8)
+    with Progress("rendering", 24) as progress:
+        progress.advance(8)
     """
 
     def __init__(self, label: str, total: int, unit: str = "views") -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
         self._bar = None
+        self._ended = 0.0
 
     def __enter__(self) -> Progress:
         self.started = time.perf_counter()
@@ -41,16 +42,21 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the block began."""
-        return time.perf_counter() - self.started
+        """Seconds from the block's begin to its end, or to now."""
+        return (self._ended or time.perf_counter()) - self.started
 
     @property
     def rate(self) -> float:
         """Views per second so far."""
         return self.done / max(self.seconds, 1e-9)
 
+    def summary(self) -> str:
+        """For example "24 views in 3.1 s, 7.8 views per second"."""
+        return f"{self.done} {self.unit} in {self.seconds:.1f} s, {self.rate:.1f} {self.unit} per second"
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended = time.perf_counter()
         if self._bar is not None:
             self._bar.stop()

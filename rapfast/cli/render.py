@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,9 +47,9 @@ class Render(Command):
     rapfast render scene.ply --cameras orbit:120 --video --background white --out film
       a film film/video.mp4 as well.
 
-    Pictures are named after the cameras' images. Cameras of several image sizes are rendered one size after the other (and filmed in
-    one file each). Depth maps are 16-bit PNG in thousandths of a scene unit (millimetres for metres), 0 where there is nothing, up to
-    65.535 units; --depth npy writes float32 arrays in scene units instead.
+    Pictures are named after the cameras' images. Cameras of several image sizes are rendered one size after the other
+    (and filmed in one file each). Depth maps are 16-bit PNG in thousandths of a scene unit (millimetres for metres),
+    0 where there is nothing, up to 65.535 units; --depth npy writes float32 arrays in scene units instead.
     """
 
     scene: Annotated[Path, tyro.conf.arg(metavar="SCENE"), tyro.conf.Positional]
@@ -131,41 +131,50 @@ class Render(Command):
         groups = None if count else views.load_cameras(self.cameras, size)
         scene = load_scene(self.scene)
         if scene.sh is None and "RGB" in self.mode:
-            raise ValueError(f"{self.scene}: has no colours (spherical harmonics); only --mode D and ED can be rendered")
+            raise ValueError(
+                f"{self.scene}: has no colours (spherical harmonics); only --mode D and ED can be rendered"
+            )
         if groups is None:
             groups = [views.orbit(scene, count, size or (854, 480), self.up, self.elevation, self.distance)]
         folder = prepare_folder(self.out, self.overwrite)
-        stems = [iter(part) for part in _split(file_stems([n for g in groups for n in (g.names or [None] * len(g))]), groups)]
+        stems = iter(file_stems([name for group in groups for name in group.names or [None] * len(group)]))
         scene = scene.to(device)
-        total = sum(len(group) for group in groups)
         busy, beyond = 0.0, 0
-        with Progress("rendering", total) as progress, BackgroundWriter() as writer:
-            for group, names in zip(groups, stems):
+        with Progress("rendering", sum(map(len, groups))) as progress, BackgroundWriter() as writer:
+            for group in groups:
                 with self._film(folder, group, len(groups) > 1) as film:
-                    for images, depths, seconds in render_batches(scene, group, self.options(background), self.batch):
-                        busy += seconds
-                        for k in range(max(len(images), len(depths))):
-                            stem = next(names)
-                            if len(images):
-                                _write(writer, media.write_png, folder / f"{stem}.png", images[k])
-                                if film:
-                                    film.add(images[k])
-                            if len(depths):
-                                beyond += int((depths[k] * media.DEPTH_STEPS_PER_UNIT > 65535.5).sum()) if self.depth == "png" else 0
-                                write = media.write_depth_png if self.depth == "png" else media.write_depth_npy
-                                _write(writer, write, folder / f"{stem}.depth.{self.depth}", depths[k])
+                    for batch in render_batches(scene, group, self.options(background), self.batch):
+                        busy += batch.seconds
+                        for image, depth in zip(batch.images, batch.depths, strict=True):
+                            beyond += self._write(writer, folder / next(stems), image, depth)
+                            if film:
+                                film.add(image)
                             progress.advance()
         if beyond:
-            print(f"note: {beyond} depth values are beyond 65.535 units and were written as 65.535; --depth npy keeps them", file=sys.stderr)
-        print(
-            f"{total} views in {progress.seconds:.1f} s, {progress.rate:.1f} views per second "
-            f"({total / max(busy, 1e-9):.1f} without files) -> {folder}"
-        )
+            print(
+                f"note: {beyond} depths beyond 65.535 units are 65.535 in the files; try --depth npy", file=sys.stderr
+            )
+        print(f"{progress.summary()} ({progress.done / max(busy, 1e-9):.1f} without files) -> {folder}")
+
+    def _write(self, writer: BackgroundWriter, stem: Path, image: np.ndarray | None, depth: np.ndarray | None) -> int:
+        """Queue the files of one view; the number of its depths that a 16-bit PNG cannot hold."""
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if image is not None:
+            writer.add(media.write_png, f"{stem}.png", image)
+        if depth is None:
+            return 0
+        if self.depth == "npy":
+            writer.add(media.write_depth_npy, f"{stem}.depth.npy", depth)
+            return 0
+        writer.add(media.write_depth_png, f"{stem}.depth.png", depth)
+        return media.depths_beyond_png(depth)
 
     def _orbit_count(self) -> int | None:
         """N where an orbit is asked for, None where cameras come from a file."""
         if (self.cameras is None) == (self.orbit is None):
-            raise ValueError("give either --cameras FILE or --orbit N" + (", not both" if self.orbit is not None else ""))
+            raise ValueError(
+                "give either --cameras FILE or --orbit N" + (", not both" if self.orbit is not None else "")
+            )
         count = self.orbit if self.orbit is not None else views.orbit_count(self.cameras)
         if count is not None and count < 1:
             raise ValueError(f"--orbit must be at least 1 view, got {count}")
@@ -199,17 +208,20 @@ class Options:
     backend: str = "rapfast"
 
 
-def render_batches(
-    scene: Scene, cameras: Cameras, options: Options, batch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Render cameras in batches, in order.
+@dataclass(frozen=True)
+class Batch:
+    """Some rendered views: for each its picture [H, W, 3] uint8 and its depth [H, W] float32 in scene units, None for
+    what the mode does not have; and the seconds that rendering them took."""
 
-    Yields:
-        images [b, H, W, 3] uint8 (b = 0 for a mode without colours), depths [b, H, W] float32 in scene units (b = 0 for a mode
-        without depth), and the seconds that rendering them took.
-    """
+    images: Sequence[np.ndarray | None]
+    depths: Sequence[np.ndarray | None]
+    seconds: float
+
+
+def render_batches(scene: Scene, cameras: Cameras, options: Options, batch: int) -> Iterator[Batch]:
+    """Render all cameras, in order, `batch` of them in each call of rasterization()."""
     color, depth = "RGB" in options.mode, options.mode != "RGB"
-    # Bytes come straight out of the composite where there is no depth to share the image with.
+    # Bytes come straight out of the composite where no depth shares the image with the colours.
     post = PostProcess(clamp=(0.0, 1.0), dtype=None if depth else torch.uint8) if color else None
     plate = _plate(options.background, cameras, scene.device) if color else None
     for first in range(0, len(cameras), batch):
@@ -224,14 +236,10 @@ def render_batches(
                 render_mode=options.mode, rasterize_mode="antialiased" if options.antialiased else "classic",
                 backend=options.backend, postprocess=post,
             )  # fmt: skip
-            out = out.cpu()
-        seconds = time.perf_counter() - start
-        if not depth:
-            yield out.numpy(), np.zeros((0,)), seconds
-            continue
-        pixels = out.numpy()
-        images = media.to_uint8(pixels[..., :3]) if color else np.zeros((0,), np.uint8)
-        yield images, pixels[..., -1], seconds
+            pixels = out.cpu().numpy()
+        nothing = [None] * len(part)
+        images = media.to_uint8(pixels[..., :3]) if color else nothing
+        yield Batch(images, pixels[..., -1] if depth else nothing, time.perf_counter() - start)
 
 
 def _plate(background: Background, cameras: Cameras, device: torch.device) -> torch.Tensor:
@@ -243,16 +251,3 @@ def _plate(background: Background, cameras: Cameras, device: torch.device) -> to
     if tuple(image.shape[2:]) != size:
         image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 1)
     return image.permute(0, 2, 3, 1).contiguous().to(device)
-
-
-def _split(items: list[str], groups: list[Cameras]) -> Iterator[list[str]]:
-    first = 0
-    for group in groups:
-        yield items[first : first + len(group)]
-        first += len(group)
-
-
-def _write(writer: BackgroundWriter, write, path: Path, array: np.ndarray) -> None:
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    writer.add(write, path, array)

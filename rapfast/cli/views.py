@@ -31,7 +31,8 @@ def orbit_count(text: str) -> int | None:
 
 
 def centre_and_radius(scene: Scene) -> tuple[np.ndarray, float]:
-    """Centre [3] and radius of the bulk of a scene: what lies within five median distances of its well visible Gaussians' median.
+    """Centre [3] and radius of the bulk of a scene: what lies within five median distances of its well visible
+    Gaussians' median.
 
     Far floaters and skies move neither.
     """

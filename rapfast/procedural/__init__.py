@@ -1,10 +1,11 @@
-"""A furnished room made of Gaussians, from a seed: something good to look at, test and demonstrate with, without any download.
+"""A furnished room made of Gaussians, from a seed: something good to look at, test and demonstrate with, without any
+download.
 
     scene = rapfast.procedural.room()
     cameras = rapfast.procedural.room_orbit(120, 854, 480)
 
-Geometry and materials (`layout.surface`) are made first and lit afterwards (`lighting.light`), so the same room can be had under
-several lightings. Coordinates are metres, z up, the floor at z = 0, the window in the wall y = 2.7.
+Geometry and materials (`layout.surface`) are made first and lit afterwards (`lighting.light`), so the same room can
+be had under several lightings. Coordinates are metres, z up, the floor at z = 0, the window in the wall y = 2.7.
 """
 
 from __future__ import annotations
@@ -13,12 +14,25 @@ import numpy as np
 import torch
 
 from ..scene import Scene
+from .layout import surface
 from .lighting import DAY, EVENING, NIGHT, OVERCAST, Lighting, light
 from .patches import THICKNESS, Surface
-from .layout import surface
 from .views import room_cameras, room_orbit
 
-__all__ = ["DAY", "EVENING", "NIGHT", "OVERCAST", "Lighting", "Surface", "light", "room", "room_cameras", "room_orbit", "surface", "to_scene"]
+__all__ = [
+    "DAY",
+    "EVENING",
+    "NIGHT",
+    "OVERCAST",
+    "Lighting",
+    "Surface",
+    "light",
+    "room",
+    "room_cameras",
+    "room_orbit",
+    "surface",
+    "to_scene",
+]
 
 
 def room(n_gaussians: int = 200_000, seed: int = 0, lighting: Lighting = DAY) -> Scene:
@@ -38,11 +52,15 @@ def to_scene(made: Surface, sh: np.ndarray) -> Scene:
     quats = _quaternions(np.stack([tangent, np.cross(normal, tangent), normal], 2))
     scales = np.concatenate([made.sigmas, np.full((len(made), 1), THICKNESS)], 1).clip(4e-4)
     opacities = np.full(len(made), 0.985)
-    return Scene(*(torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (made.points, quats, scales, opacities, sh)))
+    return Scene(
+        *(torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (made.points, quats, scales, opacities, sh))
+    )
 
 
 def _quaternions(r: np.ndarray) -> np.ndarray:
-    """Unit quaternions [n, 4], w x y z, of rotation matrices [n, 3, 3], by the largest of the four components (Shepperd 1978)."""
+    """Unit quaternions [n, 4], w x y z, of rotation matrices [n, 3, 3], by the largest of the four components
+    (Shepperd 1978).
+    """
     m = lambda i, j: r[:, i, j]  # noqa: E731
     trace = m(0, 0) + m(1, 1) + m(2, 2)
     squares = np.stack([trace, m(0, 0), m(1, 1), m(2, 2)], 1)
@@ -50,8 +68,10 @@ def _quaternions(r: np.ndarray) -> np.ndarray:
     wx, wy, wz = m(2, 1) - m(1, 2), m(0, 2) - m(2, 0), m(1, 0) - m(0, 1)
     xy, yz, zx = m(1, 0) + m(0, 1), m(2, 1) + m(1, 2), m(0, 2) + m(2, 0)
     rows = [
-        np.stack([1 + trace, wx, wy, wz], 1), np.stack([wx, 1 + 2 * m(0, 0) - trace, xy, zx], 1),
-        np.stack([wy, xy, 1 + 2 * m(1, 1) - trace, yz], 1), np.stack([wz, zx, yz, 1 + 2 * m(2, 2) - trace], 1),
+        np.stack([1 + trace, wx, wy, wz], 1),
+        np.stack([wx, 1 + 2 * m(0, 0) - trace, xy, zx], 1),
+        np.stack([wy, xy, 1 + 2 * m(1, 1) - trace, yz], 1),
+        np.stack([wz, zx, yz, 1 + 2 * m(2, 2) - trace], 1),
     ]
     q = np.choose(best[:, None], rows)
     return q / np.linalg.norm(q, axis=1, keepdims=True)

@@ -2,100 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-
 import numpy as np
 
 from . import patches as P
+from .builder import ALL, Builder
 from .materials import cloth, fbm, mix, noise, paint, srgb, step, stripes, wood
-from .patches import Box, Lamp, Material, Patch, Window
-
-ALL = "+x -x +y -y +z -z"
-NO_BOTTOM = "+x -x +y -y +z"
-
-
-@dataclass
-class Builder:
-    """Collects patches, occluders, windows and lamps; `frame` sets the local coordinates in which the next ones are given."""
-
-    rng: np.random.Generator
-    patches: list[Patch] = field(default_factory=list)
-    boxes: list[Box] = field(default_factory=list)
-    spheres: list[tuple[float, float, float, float]] = field(default_factory=list)
-    windows: list[Window] = field(default_factory=list)
-    lamps: list[Lamp] = field(default_factory=list)
-    _offset: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    _yaw: float = 0.0
-
-    @contextmanager
-    def frame(self, at: tuple[float, float, float], yaw: float = 0.0) -> Iterator[None]:
-        """Local coordinates: turned by yaw (radians, about z), then moved to `at`, within the current frame."""
-        before = self._offset, self._yaw
-        self._offset, self._yaw = self.point(at), self._yaw + yaw
-        yield
-        self._offset, self._yaw = before
-
-    def point(self, p: tuple[float, float, float]) -> np.ndarray:
-        """A local point in room coordinates."""
-        c, s = np.cos(self._yaw), np.sin(self._yaw)
-        return self._offset + np.array([c * p[0] - s * p[1], s * p[0] + c * p[1], p[2]])
-
-    def patch(self, shape, size, material: Material, spacing, **options) -> None:
-        """Add one patch given in local coordinates."""
-        spacing = (spacing, spacing) if isinstance(spacing, float) else spacing
-        self.patches.append(Patch(P.placed(shape, self._offset, self._yaw), size, material, spacing, **options))
-
-    def shade(self, lo, hi) -> None:
-        """Add an occluder box without patches."""
-        lo, hi = np.asarray(lo, float), np.asarray(hi, float)
-        self.boxes.append(Box(self.point((lo + hi) / 2), (hi - lo) / 2, self._yaw))
-
-    def box(self, lo, hi, material: Material, spacing: float = 0.025, faces: str = ALL, round: float = 0.0, puff: float = 0.0,
-            pitch: float = 0.0, yaw: float = 0.0, shade: bool = True, stretch: float = 2.0) -> None:
-        """A box from lo to hi, its texture running along the longer side of every face; `round` is the radius of its edges.
-
-        `stretch`: cells are this much longer along the texture than across (sharp boxes only).
-        """
-        lo, hi = np.asarray(lo, float), np.asarray(hi, float)
-        centre, half = (lo + hi) / 2, (hi - lo) / 2
-        du, dv = self.rng.uniform(0, 9, 2)
-        for name in faces.split():
-            shape, size = P.face(name, half)
-            if round:
-                shape, cells = P.rounded(shape, half, round, puff), (spacing, spacing)
-            else:
-                cells = (spacing * stretch, spacing) if size[0] >= size[1] else (spacing, spacing * stretch)
-            base = material.colour
-            colour = (lambda u, v, f=base: f(u + du, v + dv)) if size[0] >= size[1] else (lambda u, v, f=base: f(v + du, u + dv))
-            self.patch(P.placed(shape, centre, yaw, pitch), size, replace(material, colour=colour), cells, crisp=not round)
-        if shade:
-            self.boxes.append(Box(self.point(centre), half, self._yaw + yaw))
-
-    def lathe(self, at, radius, height, length: float, widest: float, material: Material, spacing, crisp: bool = False) -> None:
-        """A surface of revolution standing at `at`; radius(v) and height(v) for v in 0..length, `widest` its largest radius."""
-        around = 2 * np.pi * widest
-        self.patch(P.placed(P.lathe(radius, height, around), at), (around, length), material, spacing, crisp=crisp)
-
-    def tube(self, at, radius: float, height: float, material: Material, spacing=0.012, top: float | None = None) -> None:
-        """An upright tube or cone; `top` is its upper radius."""
-        end = radius if top is None else top
-        self.lathe(at, lambda v: radius + (end - radius) * v / height, lambda v: v, height, max(radius, end), material, spacing, crisp=True)
-
-    def disk(self, at, radius: float, material: Material, spacing: float = 0.02) -> None:
-        """A horizontal disk facing up."""
-        self.patch(P.placed(P.disk(radius, 0.0), at), (2 * radius, 2 * radius), material, spacing, crisp=False)
-
-    def ball(self, at, radius: float, material: Material, spacing: float = 0.015, squash: float = 1.0, shade: bool = True) -> None:
-        """A sphere (a cube's faces blown up: no crowded poles), flattened by `squash`."""
-        half = np.full(3, radius)
-        for name in ALL.split():
-            shape, size = P.face(name, half)
-            bent = P.rounded(shape, half, radius)
-            self.patch(lambda u, v, f=bent: f(u, v) * [1, 1, squash] + np.asarray(at, float), size, material, spacing, crisp=False)
-        if shade:
-            self.spheres.append((*self.point(at), radius * min(1.0, squash)))
+from .patches import Lamp, Material
+from .plants import trailing_plant
 
 
 def sofa(b: Builder, width: float = 2.1) -> None:
@@ -143,10 +56,28 @@ def round_table(b: Builder, radius: float = 0.58, height: float = 0.75) -> None:
     """A round pedestal table of polished wood."""
     top, foot = wood("#a9713f", "#6a4022", 21, gloss=0.9, roughness=0.15), wood("#7d5431", "#4a2f1a", 22)
     b.disk((-0, 0, height), radius, top, 0.018)
-    b.lathe((0, 0, height - 0.035), lambda v: radius + 0 * v, lambda v: v, 0.035, radius, top, (0.03, 0.012), crisp=True)
-    b.patch(P.placed(P.disk(radius, 0.0), (0, 0, height - 0.035), pitch=np.pi), (2 * radius, 2 * radius), foot, 0.05, crisp=False)
-    b.lathe((0, 0, 0.04), lambda v: 0.045 + 0.03 * np.cos(v * 9) ** 2, lambda v: v, height - 0.07, 0.06, foot, (0.025, 0.02))
-    b.lathe((0, 0, 0), lambda v: 0.30 - 0.24 * (v / 0.28) ** 0.6, lambda v: 0.06 * (v / 0.28), 0.28, 0.26, foot, (0.03, 0.02))
+    b.lathe(
+        (0, 0, height - 0.035), lambda v: radius + 0 * v, lambda v: v, 0.035, radius, top, (0.03, 0.012), crisp=True
+    )
+    b.patch(
+        P.placed(P.disk(radius, 0.0), (0, 0, height - 0.035), pitch=np.pi),
+        (2 * radius, 2 * radius),
+        foot,
+        0.05,
+        crisp=False,
+    )
+    b.lathe(
+        (0, 0, 0.04), lambda v: 0.045 + 0.03 * np.cos(v * 9) ** 2, lambda v: v, height - 0.07, 0.06, foot, (0.025, 0.02)
+    )
+    b.lathe(
+        (0, 0, 0),
+        lambda v: 0.30 - 0.24 * (v / 0.28) ** 0.6,
+        lambda v: 0.06 * (v / 0.28),
+        0.28,
+        0.26,
+        foot,
+        (0.03, 0.02),
+    )
     r = radius * 0.70
     b.shade((-r, -radius, height - 0.04), (r, radius, height))
     b.shade((-radius, -r, height - 0.035), (-r, r, height))
@@ -164,11 +95,27 @@ def coffee_table(b: Builder) -> None:
             b.box((x - 0.02, y - 0.02, 0), (x + 0.02, y + 0.02, 0.38), leg, 0.02, faces="+x -x +y -y", stretch=3)
 
 
-BOOKS = "#7d2e2a #24405e #d8c8a4 #3f5a3c #b98a3a #6a3d5a #2f3437 #a8572f #557b83 #e4dccb #8c9a5b #45355c #c3a15f #913b46 #1f4b4a".split()
+BOOKS = [
+    "#7d2e2a",
+    "#24405e",
+    "#d8c8a4",
+    "#3f5a3c",
+    "#b98a3a",
+    "#6a3d5a",
+    "#2f3437",
+    "#a8572f",
+    "#557b83",
+    "#e4dccb",
+    "#8c9a5b",
+    "#45355c",
+    "#c3a15f",
+    "#913b46",
+    "#1f4b4a",
+]
 
 
 def books(b: Builder, width: float, height: float) -> None:
-    """A row of books, spines towards +x, from y = 0 to `width` on a shelf of this clear height; x = 0 is the spines' mean."""
+    """A row of books on a shelf of this clear height, from y = 0 to `width`, spines towards +x and about x = 0."""
     y = 0.01
     while y < width - 0.05:
         if b.rng.random() < 0.06:
@@ -177,16 +124,27 @@ def books(b: Builder, width: float, height: float) -> None:
         thick, tall = b.rng.uniform(0.022, 0.055), height * b.rng.uniform(0.62, 0.93)
         if y + thick > width - 0.01:
             break
-        cover, ink = srgb(BOOKS[b.rng.integers(len(BOOKS))]), srgb(["#e8dab0", "#d9b45a", "#f2efe6", "#1d1d1f"][b.rng.integers(4)])
+        cover, ink = (
+            srgb(BOOKS[b.rng.integers(len(BOOKS))]),
+            srgb(["#e8dab0", "#d9b45a", "#f2efe6", "#1d1d1f"][b.rng.integers(4)]),
+        )
         bands = np.sort(b.rng.uniform(0.08, 0.92, 2)) * tall
         title = b.rng.random() < 0.6
 
-        def spine(u: np.ndarray, v: np.ndarray, cover=cover, ink=ink, bands=bands, title=title, thick=thick) -> np.ndarray:
+        def spine(
+            u: np.ndarray, v: np.ndarray, cover=cover, ink=ink, bands=bands, title=title, thick=thick
+        ) -> np.ndarray:
             out = np.tile(cover, (len(u), 1)) * (0.9 + 0.2 * noise(u * 90, v * 20, 3))[:, None]
             out[(np.abs(v - bands[0]) < 0.004) | (np.abs(v - bands[1]) < 0.004)] = ink
             if title:
-                out[(np.abs(u - thick / 2) < 0.25 * thick) & (v > bands[0] + 0.02) & (v < bands[1] - 0.02) & (noise(v * 90, u * 0, 5) > 0.4)] = ink
+                out[
+                    (np.abs(u - thick / 2) < 0.25 * thick)
+                    & (v > bands[0] + 0.02)
+                    & (v < bands[1] - 0.02)
+                    & (noise(v * 90, u * 0, 5) > 0.4)
+                ] = ink
             return out
+
         deep = b.rng.uniform(-0.012, 0.012)
         marks = tuple(m for c in bands for m in (c - 0.004, c + 0.004))
         shape, size = P.face("+x", np.array([0.08, thick / 2, tall / 2]))
@@ -206,7 +164,12 @@ def bookshelf(b: Builder, width: float = 1.9, height: float = 2.12, rows: int = 
     for y in (0.0, width - 0.03):
         b.box((0, y, 0), (0.30, y + 0.03, height), board, 0.022, faces="+x +y -y +z")
     b.box((0, width / 2 - 0.012, 0.08), (0.29, width / 2 + 0.012, height - 0.03), board, 0.022, faces="+x +y -y")
-    b.patch(P.placed(P.face("+x", np.array([0.005, width / 2, height / 2]))[0], (0, width / 2, height / 2)), (width, height), board, 0.06)
+    b.patch(
+        P.placed(P.face("+x", np.array([0.005, width / 2, height / 2]))[0], (0, width / 2, height / 2)),
+        (width, height),
+        board,
+        0.06,
+    )
     clear = (height - 0.08) / rows
     for k in range(rows + 1):
         z = 0.055 + clear * k
@@ -242,78 +205,39 @@ def vase(b: Builder, at, scale: float = 1.0, base: str = "#2d5f8a", band: str = 
 
     def radius(v: np.ndarray) -> np.ndarray:
         t = v / length
-        return scale * (0.045 + 0.062 * np.sin(np.pi * t.clip(0, 1) ** 0.75) ** 1.3 - 0.012 * step(0.75, 0.92, t) + 0.016 * step(0.92, 1.0, t))
+        return scale * (
+            0.045
+            + 0.062 * np.sin(np.pi * t.clip(0, 1) ** 0.75) ** 1.3
+            - 0.012 * step(0.75, 0.92, t)
+            + 0.016 * step(0.92, 1.0, t)
+        )
 
     def colour(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         t = v / length
-        return mix(one, two, ((np.abs(t - 0.62) < 0.035) | (np.abs(t - 0.30) < 0.02)).astype(float)) * (0.92 + 0.16 * fbm(u * 20, v * 20, 2))[:, None]
-    b.lathe(at, radius, lambda v: v, length, 0.10 * scale, Material(colour, gloss, 0.12), (0.012 * scale, 0.011 * scale))
+        return (
+            mix(one, two, ((np.abs(t - 0.62) < 0.035) | (np.abs(t - 0.30) < 0.02)).astype(float))
+            * (0.92 + 0.16 * fbm(u * 20, v * 20, 2))[:, None]
+        )
+
+    b.lathe(
+        at, radius, lambda v: v, length, 0.10 * scale, Material(colour, gloss, 0.12), (0.012 * scale, 0.011 * scale)
+    )
     b.spheres.append((*b.point((at[0], at[1], at[2] + 0.13 * scale)), 0.10 * scale))
-
-
-def leaf(b: Builder, base: np.ndarray, along: np.ndarray, length: float, width: float, droop: float, hue: str, spacing: float = 0.022, roll: float = 0.0) -> None:
-    """A leaf blade from `base` (local) in direction `along`, bending by `droop`, turned about its midrib by `roll` radians."""
-    along = along / np.linalg.norm(along)
-    side = np.cross(along, [0, 0, 1.0])
-    side = side / max(np.linalg.norm(side), 1e-6)
-    up = np.cross(side, along)
-    side, up = np.cos(roll) * side + np.sin(roll) * up, np.cos(roll) * up - np.sin(roll) * side
-    green, rib = srgb(hue), srgb("#b9cf8c")
-    shade = b.rng.uniform(0.8, 1.2)
-
-    def shape(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        t, s = u / length, 2 * v / width - 1
-        half = width / 2 * np.sin(np.pi * t.clip(0.0, 1.0) ** 0.8).clip(0.02) ** 0.75
-        lift = 0.25 * np.abs(s) * half - droop * length * t * t
-        return base + u[:, None] * along + (s * half)[:, None] * side + lift[:, None] * up
-
-    def colour(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        mid = np.exp(-(((v - width / 2) / (0.05 * width)) ** 2))
-        vein = 0.5 + 0.5 * np.cos((u - 0.6 * np.abs(v - width / 2)) * 2 * np.pi / (length / 7))
-        return mix(green * shade, rib, 0.45 * mid + 0.10 * vein)
-    b.patch(shape, (length, width), Material(colour, 0.35, 0.3, translucency=0.4), (spacing, spacing * 0.8), breaks=((), (width / 2,)), crisp=False)
-
-
-def big_plant(b: Builder) -> None:
-    """A fiddle-leaf fig in a white pot on a wooden stand."""
-    pot, soil = paint("#e9e5da", gloss=0.6, roughness=0.2), paint("#3a2a1e")
-    b.tube((0, 0, 0.10), 0.15, 0.30, pot, 0.02, top=0.19)
-    b.disk((0, 0, 0.375), 0.18, soil, 0.035)
-    b.tube((0, 0, 0.04), 0.16, 0.06, wood("#8b6138", "#5a3b20", 51), 0.02)
-    b.shade((-0.14, -0.14, 0.0), (0.14, 0.14, 0.39))
-    bark = paint("#6f5a43")
-    for sx, sy, tall in ((0.0, 0.02, 1.25), (0.05, -0.05, 0.95), (-0.06, -0.02, 0.75)):
-        lean = np.array([sx, sy]) * 2.2
-        b.lathe((0, 0, 0.37), lambda v: 0.014 - 0.006 * v, lambda v: v, 0.05, 0.014, bark, 0.012)
-        stem = lambda u, v, lean=lean: np.stack([0.012 * np.cos(u / 0.012) + lean[0] * v, 0.012 * np.sin(u / 0.012) + lean[1] * v, 0.37 + v], 1)  # noqa: E731
-        b.patch(stem, (0.0754, tall), bark, (0.019, 0.03), crisp=False)
-        n = int(tall * 11)
-        for k in range(n):
-            t = (k + b.rng.uniform(0.3, 1.3)) / n
-            h, angle = 0.20 + (tall - 0.15) * t, 2.4 * k + b.rng.uniform(-0.7, 0.7) + sx * 50
-            rise = b.rng.uniform(0.1, 0.8) + 1.1 * t * t
-            root = np.array([lean[0] * h, lean[1] * h, 0.37 + h])
-            size, hue = b.rng.uniform(0.22, 0.36) * (1.05 - 0.30 * t), ["#3d6a34", "#558544", "#345c33"][k % 3]
-            leaf(b, root, np.array([np.cos(angle), np.sin(angle), rise]), size, size * 0.80, 0.6, hue, roll=b.rng.uniform(-0.8, 0.8))
-        b.spheres.append((*b.point((lean[0] * tall * 0.7, lean[1] * tall * 0.7, 0.37 + tall * 0.75)), 0.17))
-
-
-def trailing_plant(b: Builder, at) -> None:
-    """A small pot with leaves that hang over its rim."""
-    b.tube(at, 0.05, 0.10, paint("#b8623d", mottle=0.08), 0.014, top=0.068)
-    root = np.asarray(at, float) + [0, 0, 0.10]
-    for k in range(34):
-        angle, reach = 2.4 * k, b.rng.uniform(0.02, 0.10)
-        out = np.array([np.cos(angle), np.sin(angle), 0.0])
-        start = root + out * reach + [0.0, 0.0, b.rng.uniform(-0.02, 0.09)]
-        leaf(b, start, out + [0.25, 0, b.rng.uniform(-0.5, 0.7)], b.rng.uniform(0.06, 0.09), 0.042, 0.6, ["#5c8a45", "#7ba35a", "#4a7640"][k % 3], 0.016)
 
 
 def floor_lamp(b: Builder) -> None:
     """A floor lamp: brass stem and a linen cone that glows."""
     brass = paint("#b08d4f", gloss=0.9, roughness=0.2)
     b.tube((0, 0, 0.02), 0.011, 1.40, brass, (0.0115, 0.05))
-    b.lathe((0, 0, 0), lambda v: 0.15 - 0.14 * (v / 0.16) ** 2, lambda v: 0.022 * (v / 0.16) ** 0.5, 0.16, 0.15, brass, (0.03, 0.016))
+    b.lathe(
+        (0, 0, 0),
+        lambda v: 0.15 - 0.14 * (v / 0.16) ** 2,
+        lambda v: 0.022 * (v / 0.16) ** 0.5,
+        0.16,
+        0.15,
+        brass,
+        (0.03, 0.016),
+    )
     shade(b, (0, 0, 1.36), 0.21, 0.14, 0.27)
 
 
@@ -326,7 +250,17 @@ def shade(b: Builder, at, low: float, high: float, height: float, side: float = 
         glow = 0.45 + 0.75 * np.exp(-(((t - 0.45) / 0.38) ** 2)) + 0.05 * noise(u * 300, v * 12, 4)
         rim = (t < 0.03) | (t > 0.97)
         return warm * np.where(rim, 0.35, glow)[:, None]
-    b.lathe(at, lambda v: low + (high - low) * v / height, lambda v: v, height, max(low, high), Material(colour, emitter="lamp"), (0.016, 0.014), crisp=True)
+
+    b.lathe(
+        at,
+        lambda v: low + (high - low) * v / height,
+        lambda v: v,
+        height,
+        max(low, high),
+        Material(colour, emitter="lamp"),
+        (0.016, 0.014),
+        crisp=True,
+    )
     b.lamps.append(Lamp(b.point((at[0], at[1], at[2] + height * 0.5)), 0.05, side=side))
 
 
@@ -336,7 +270,15 @@ def pendant(b: Builder, height: float, ceiling: float) -> None:
     b.tube((0, 0, height + 0.22), 0.005, ceiling - height - 0.22, cord, (0.016, 0.06))
     b.tube((0, 0, ceiling - 0.04), 0.05, 0.04, paint("#b08d4f", gloss=0.8), 0.016)
     dark = paint("#2b3d3a", gloss=0.7, roughness=0.2)
-    b.lathe((0, 0, height), lambda v: 0.22 * np.cos(v / 0.30 * 1.42).clip(0.06), lambda v: 0.21 * np.sin(v / 0.30 * 1.42), 0.30, 0.20, dark, 0.014)
+    b.lathe(
+        (0, 0, height),
+        lambda v: 0.22 * np.cos(v / 0.30 * 1.42).clip(0.06),
+        lambda v: 0.21 * np.sin(v / 0.30 * 1.42),
+        0.30,
+        0.20,
+        dark,
+        0.014,
+    )
     glow = Material(lambda u, v: np.tile(srgb("#ffdca8") * 1.1, (len(u), 1)), emitter="lamp")
     b.patch(P.placed(P.disk(0.195, 0.0), (0, 0, height + 0.025), pitch=np.pi), (0.39, 0.39), glow, 0.022, crisp=False)
     b.ball((0, 0, height + 0.03), 0.07, glow, 0.02, shade=False)
@@ -361,9 +303,22 @@ def sideboard(b: Builder, width: float = 1.5) -> None:
     body, leg = wood("#9a6b40", "#643f22", 71, gloss=0.5, roughness=0.2), wood("#5d3d25", "#38230f", 72)
     b.box((0, 0, 0.16), (width, 0.42, 0.76), body, 0.022, faces="+x -x +y +z")
     for k in range(1, 3):
-        b.box((width * k / 3 - 0.004, 0.415, 0.18), (width * k / 3 + 0.004, 0.424, 0.74), paint("#2c1c10"), 0.02, faces="+y", shade=False)
+        b.box(
+            (width * k / 3 - 0.004, 0.415, 0.18),
+            (width * k / 3 + 0.004, 0.424, 0.74),
+            paint("#2c1c10"),
+            0.02,
+            faces="+y",
+            shade=False,
+        )
     for k in range(3):
-        b.box((width * (k + 0.5) / 3 - 0.05, 0.42, 0.66), (width * (k + 0.5) / 3 + 0.05, 0.437, 0.672), paint("#c9a55c", gloss=0.9), 0.012, shade=False)
+        b.box(
+            (width * (k + 0.5) / 3 - 0.05, 0.42, 0.66),
+            (width * (k + 0.5) / 3 + 0.05, 0.437, 0.672),
+            paint("#c9a55c", gloss=0.9),
+            0.012,
+            shade=False,
+        )
     for x in (0.08, width - 0.08):
         for y in (0.05, 0.36):
             b.box((x - 0.02, y - 0.02, 0), (x + 0.02, y + 0.02, 0.16), leg, 0.02, faces="+x -x +y -y")
@@ -371,9 +326,17 @@ def sideboard(b: Builder, width: float = 1.5) -> None:
 
 def curtain(b: Builder, x: float, y: float, width: float, top: float, bottom: float, folds: int, seed: int) -> None:
     """A linen curtain hanging in front of the wall, its folds towards the room (-y)."""
+
     def shape(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         t = u / width
         deep = 0.045 * np.sin(2 * np.pi * folds * t + 0.5 * np.sin(3 * t + seed)) * (0.7 + 0.3 * v / (top - bottom))
         return np.stack([x + u, y - 0.02 + deep, top - v], 1)
+
     # u x v must face the room: +x cross -z is +y, so mirror u.
-    b.patch(lambda u, v: shape(width - u, v), (width, top - bottom), cloth("#d9cdb8", seed, 0.06, translucency=0.55), (0.013, 0.04), crisp=False)
+    b.patch(
+        lambda u, v: shape(width - u, v),
+        (width, top - bottom),
+        cloth("#d9cdb8", seed, 0.06, translucency=0.55),
+        (0.013, 0.04),
+        crisp=False,
+    )

@@ -1,4 +1,6 @@
-"""Procedural colours: noise, wood, cloth, paper. All colours are linear light; textures take the patch's (u, v) in metres."""
+"""Procedural colours: noise, wood, cloth, paper. All colours are linear light; textures take the patch's (u, v) in
+metres.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def paint(code: str, gloss: float = 0.0, roughness: float = 0.5, mottle: float =
 
 
 def wood_colour(light: str, dark: str, seed: int, stretch: float = 18.0) -> Colour:
-    """Grain along u: streaks `stretch` times longer than wide, with slow waves so that they do not run dead straight."""
+    """Grain along u: streaks `stretch` times longer than wide, with slow waves so that they do not run dead
+    straight.
+    """
     a, b = srgb(light), srgb(dark)
 
     def colour(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -66,6 +70,7 @@ def wood_colour(light: str, dark: str, seed: int, stretch: float = 18.0) -> Colo
         grain = fbm(u * 2.5 + 5.1 * seed, (v + bend) * 2.5 * stretch, seed)
         pores = noise(u * 9.0, v * 260.0, seed + 3)
         return mix(a, b, step(0.25, 0.85, grain) * 0.85 + 0.18 * (pores - 0.5))
+
     return colour
 
 
@@ -81,6 +86,7 @@ def cloth(code: str, seed: int = 0, weave: float = 0.10, translucency: float = 0
     def colour(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         t = noise(u * 160, v * 40, seed) + noise(u * 40, v * 160, seed + 1) - 1
         return base * (1 + weave * t + 0.10 * (fbm(u * 5, v * 5, seed + 2) - 0.5))[:, None]
+
     return Material(colour, 0.0, 0.9, translucency=translucency)
 
 
@@ -99,10 +105,19 @@ def rug(size: tuple[float, float]) -> Material:
         out = np.tile(cream, (len(u), 1))
         # The field: diamonds in a staggered lattice, each three nested steps.
         pu, pv = size[0] / 5.0, size[1] / 6.0
-        du, dv = np.abs((u - size[0] / 2) / pu + 0.5 - np.floor((u - size[0] / 2) / pu + 0.5) - 0.5), np.abs((v / pv) % 1.0 - 0.5)
+        du, dv = (
+            np.abs((u - size[0] / 2) / pu + 0.5 - np.floor((u - size[0] / 2) / pu + 0.5) - 0.5),
+            np.abs((v / pv) % 1.0 - 0.5),
+        )
         d = np.floor((du + dv) * 12) / 12  # 0 at a diamond's centre, 1 at the lattice's corners
         second = np.floor(u / pu) % 2 == 0
-        for lo, hi, one, two in ((0.0, 0.12, cream, sand), (0.12, 0.24, rust, navy), (0.24, 0.33, sand, cream), (0.33, 0.43, navy, teal), (0.78, 1.01, rust, rust)):
+        for lo, hi, one, two in (
+            (0.0, 0.12, cream, sand),
+            (0.12, 0.24, rust, navy),
+            (0.24, 0.33, sand, cream),
+            (0.33, 0.43, navy, teal),
+            (0.78, 1.01, rust, rust),
+        ):
             band = (d >= lo) & (d < hi)
             out[band] = np.where(second[band, None], two, one)
         # The border: navy band with a zigzag of rust and cream, between thin lines.
@@ -116,6 +131,7 @@ def rug(size: tuple[float, float]) -> Material:
         out[edge < 0.02] = cream
         wool = noise(u * 120, v * 45, 5) + fbm(u * 4, v * 4, 6) - 1
         return out * (1 + 0.16 * wool)[:, None]
+
     return Material(colour, 0.0, 0.9)
 
 
@@ -125,14 +141,19 @@ def _landscape(u: np.ndarray, v: np.ndarray, hues: list[np.ndarray], seed: int) 
     sun = np.hypot((u - 0.64) * 1.0, v - 0.66) < 0.11
     out[sun] = hues[2]
     for k, hue in enumerate(hues[3:]):
-        ridge = 0.55 - 0.15 * k + 0.12 * np.sin(u * (3.1 + 1.7 * k) + seed + 2.1 * k) + 0.05 * noise(u * 7, u * 0 + k, seed)
+        ridge = (
+            0.55 - 0.15 * k + 0.12 * np.sin(u * (3.1 + 1.7 * k) + seed + 2.1 * k) + 0.05 * noise(u * 7, u * 0 + k, seed)
+        )
         out[v < ridge] = hue
     return out
 
 
 def picture(kind: int, size: tuple[float, float]) -> Material:
     """A framed print: 0 and 1 are landscapes, 2 overlapping shapes, 3 a botanical sheet. A paper margin runs around."""
-    palettes = [("#f2d9b0", "#e9a57c", "#d9542f", "#8fa7a0", "#4f7472", "#24424a"), ("#dfe7e6", "#b9cfd6", "#f3efe0", "#8aa0b8", "#55708f", "#2c405e")]
+    palettes = [
+        ("#f2d9b0", "#e9a57c", "#d9542f", "#8fa7a0", "#4f7472", "#24424a"),
+        ("#dfe7e6", "#b9cfd6", "#f3efe0", "#8aa0b8", "#55708f", "#2c405e"),
+    ]
     margin, paper = 0.12 * min(size), srgb("#f1ece0")
 
     def colour(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -152,15 +173,20 @@ def picture(kind: int, size: tuple[float, float]) -> Material:
                 for k in range(7):
                     y, side = 0.22 + 0.09 * k, 1 if k % 2 else -1
                     a, b = (s - 0.5) * side, t - y
-                    leaf = ((a - 0.17) * 0.9 + (b - 0.07) * 0.5) ** 2 / 0.025 + (-(a - 0.17) * 0.5 + (b - 0.07) * 0.9) ** 2 / 0.0028 < 1
+                    leaf = ((a - 0.17) * 0.9 + (b - 0.07) * 0.5) ** 2 / 0.025 + (
+                        -(a - 0.17) * 0.5 + (b - 0.07) * 0.9
+                    ) ** 2 / 0.0028 < 1
                     art[leaf] = srgb("#55764b" if k % 3 else "#7f9a63")
         inside = (s > 0) & (s < 1) & (t > 0) & (t < 1)
         return np.where(inside[:, None], art, paper)
+
     return Material(colour, 0.12, 0.15)
 
 
 def outdoors(width: float, height: float, horizon: float) -> Material:
-    """What the window looks onto: sky with a few clouds, two ranges of hills, a line of trees, a meadow. v is the height."""
+    """What the window looks onto: sky with a few clouds, two ranges of hills, a line of trees, a meadow. v is the
+    height.
+    """
     zenith, haze, cloud = srgb("#6fa8dc"), srgb("#e8f0f0"), srgb("#ffffff")
 
     def colour(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -177,4 +203,5 @@ def outdoors(width: float, height: float, horizon: float) -> Material:
         out = np.where((h < tree)[:, None], mix(srgb("#35562f"), srgb("#7c9a45"), leaf * 1.3 - 0.2), out)
         lawn = mix(srgb("#7fa04e"), srgb("#a9bd6a"), fbm(u * 0.8, h * 5, 18))
         return np.where((h < -0.35)[:, None], lawn, out)
+
     return Material(colour, emitter="outdoor")

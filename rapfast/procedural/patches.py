@@ -1,18 +1,22 @@
 """Parametric patches: smooth pieces of surface that become grids of flat, overlapping Gaussians.
 
-A patch maps a rectangle of (u, v) in metres to the room. Sampling it means laying a grid of cells over the rectangle and putting
-one Gaussian in the middle of each cell, as wide as the cell and thin along the normal. A regular grid covers a surface with far
-fewer Gaussians than random points do, and the cells next to an edge are narrow, so that silhouettes stay crisp.
+A patch maps a rectangle of (u, v) in metres to the room. Sampling it means laying a grid of cells over the rectangle
+and putting one Gaussian in the middle of each cell, as wide as the cell and thin along the normal. A regular grid
+covers a surface with far fewer Gaussians than random points do, and the cells next to an edge are narrow, so that
+silhouettes stay crisp.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
-SIGMA_PER_CELL = 0.70  # at this width a grid of opacity 0.98 lets 2 % of the light through at the corner between four cells
+SIGMA_PER_CELL = (
+    0.70  # at this width a grid of opacity 0.98 lets 2 % of the light through at the corner between four cells
+)
 THICKNESS = 0.0012  # standard deviation along the normal, metres
 _EDGE_CELL = 0.4  # width of a cell beside an edge, in cells
 
@@ -40,9 +44,9 @@ class Material:
 class Patch:
     """One piece of surface: `shape` maps (u [n], v [n]), 0 <= u <= size[0] and 0 <= v <= size[1], to points [n, 3].
 
-    The outside is the side of dshape/du x dshape/dv. `spacing` is the wanted cell size in metres for the nominal number of
-    Gaussians. Cells end at `breaks`, so that the pattern's own lines coincide with cell borders; a cell whose centre lies in one of
-    `holes` (u0, u1, v0, v1) is left out.
+    The outside is the side of dshape/du x dshape/dv. `spacing` is the wanted cell size in metres for the nominal
+    number of Gaussians. Cells end at `breaks`, so that the pattern's own lines coincide with cell borders; a cell
+    whose centre lies in one of `holes` (u0, u1, v0, v1) is left out.
     """
 
     shape: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -52,12 +56,14 @@ class Patch:
     breaks: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     holes: tuple[tuple[float, float, float, float], ...] = ()
     crisp: bool = True
-    overlap: float = SIGMA_PER_CELL  # standard deviation in cells; wider leaves no trace of the grid, and blurs the pattern
+    overlap: float = (
+        SIGMA_PER_CELL  # standard deviation in cells; wider leaves no trace of the grid, and blurs the pattern
+    )
 
     def _spans(self, axis: int, scale: float) -> list[tuple[float, float, int]]:
         """From, to and number of cells of each stretch between breaks along u (axis 0) or v (axis 1)."""
         stops = sorted({0.0, self.size[axis], *(b for b in self.breaks[axis] if 0.0 < b < self.size[axis])})
-        return [(a, b, max(1, round((b - a) / (self.spacing[axis] * scale)))) for a, b in zip(stops[:-1], stops[1:])]
+        return [(a, b, max(1, round((b - a) / (self.spacing[axis] * scale)))) for a, b in pairwise(stops)]
 
     def count(self, scale: float) -> int:
         """Number of cells that are kept."""
@@ -109,7 +115,9 @@ class Window:
 
 @dataclass
 class Lamp:
-    """A small round lamp. `up` and `down` say how much of its light leaves above and below the shade, `side` through it."""
+    """A small round lamp. `up` and `down` say how much of its light leaves above and below the shade, `side` through
+    it.
+    """
 
     position: np.ndarray  # [3] metres
     radius: float
@@ -122,10 +130,10 @@ class Lamp:
 class Surface:
     """Everything light() needs to know: n surface elements, and what shades and lights them.
 
-    points [n, 3] metres, z up; normals [n, 3]; tangents [n, 3] (unit, direction of u); sigmas [n, 2] standard deviations along
-    tangent and normal x tangent; albedo [n, 3] linear; gloss, roughness, translucency [n]; emitter [n] int8 (0 none, 1 outdoor,
-    2 lamp); neighbours [n, 9] the 3x3 cells around each element (itself where the grid ends); phase [n] in 0..8, the position in
-    the 3x3 tile of the grid, by which samples are interleaved.
+    points [n, 3] metres, z up; normals [n, 3]; tangents [n, 3] (unit, direction of u); sigmas [n, 2] standard
+    deviations along tangent and normal x tangent; albedo [n, 3] linear; gloss, roughness, translucency [n]; emitter
+    [n] int8 (0 none, 1 outdoor, 2 lamp); neighbours [n, 9] the 3x3 cells around each element (itself where the grid
+    ends); phase [n] in 0..8, the position in the 3x3 tile of the grid, by which samples are interleaved.
     """
 
     points: np.ndarray
@@ -143,13 +151,27 @@ class Surface:
     spheres: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # [s, 4] centre, radius
     windows: list[Window] = field(default_factory=list)
     lamps: list[Lamp] = field(default_factory=list)
-    room: tuple[np.ndarray, np.ndarray] = field(default_factory=lambda: (np.zeros(3), np.zeros(3)))  # lower and upper corner
+    room: tuple[np.ndarray, np.ndarray] = field(
+        default_factory=lambda: (np.zeros(3), np.zeros(3))
+    )  # lower and upper corner
 
     def __len__(self) -> int:
         return len(self.points)
 
 
-COLUMNS = ("points", "normals", "tangents", "sigmas", "albedo", "gloss", "roughness", "translucency", "emitter", "neighbours", "phase")
+COLUMNS = (
+    "points",
+    "normals",
+    "tangents",
+    "sigmas",
+    "albedo",
+    "gloss",
+    "roughness",
+    "translucency",
+    "emitter",
+    "neighbours",
+    "phase",
+)
 _EMITTERS = {"": 0, "outdoor": 1, "lamp": 2}
 
 
@@ -179,12 +201,16 @@ def fit_scale(patches: list[Patch], n: int) -> float:
 
 
 def refine(surface: Surface, extra: int) -> Surface:
-    """Halve `extra` elements, evenly spread over the surface, along their longer side: the count grows by exactly `extra`."""
+    """Halve `extra` elements, evenly spread over the surface, along their longer side: the count grows by exactly
+    `extra`.
+    """
     if extra > len(surface):
         raise ValueError(f"extra must be at most the number of elements {len(surface)}, got {extra}")
     chosen = np.linspace(0, len(surface) - 1, extra).astype(np.int64) if extra else np.zeros(0, np.int64)
     u_longer = surface.sigmas[chosen, 0] >= surface.sigmas[chosen, 1]
-    axis = np.where(u_longer[:, None], surface.tangents[chosen], np.cross(surface.normals[chosen], surface.tangents[chosen]))
+    axis = np.where(
+        u_longer[:, None], surface.tangents[chosen], np.cross(surface.normals[chosen], surface.tangents[chosen])
+    )
     move = axis * (surface.sigmas[chosen].max(1) / (4 * SIGMA_PER_CELL))[:, None]
     columns = {name: np.concatenate([getattr(surface, name), getattr(surface, name)[chosen]]) for name in COLUMNS}
     halves = np.stack([chosen, np.arange(len(surface), len(surface) + extra)])
@@ -197,7 +223,11 @@ def _neighbours(keep: np.ndarray, first: int) -> np.ndarray:
     """Indices [n, 9] of the 3x3 block around each kept cell; a missing neighbour is the cell itself."""
     index = np.full((keep.shape[0] + 2, keep.shape[1] + 2), -1, np.int64)
     index[1:-1, 1:-1][keep] = np.arange(first, first + int(keep.sum()))
-    blocks = [index[1 + i : index.shape[0] - 1 + i, 1 + j : index.shape[1] - 1 + j][keep] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    blocks = [
+        index[1 + i : index.shape[0] - 1 + i, 1 + j : index.shape[1] - 1 + j][keep]
+        for i in (-1, 0, 1)
+        for j in (-1, 0, 1)
+    ]
     out = np.stack(blocks, 1)
     return np.where(out < 0, out[:, 4:5], out)
 
@@ -211,14 +241,21 @@ def sample(patches: list[Patch], scale: float) -> Surface:
         i, j = np.nonzero(keep)
         u, v, n = (lu[i] + lu[i + 1]) / 2, (lv[j] + lv[j + 1]) / 2, len(i)
         # The point and, by central differences, the derivatives: one call of the shape for all five.
-        p, right, left, above, below = patch.shape(np.concatenate([u, u + eps, u - eps, u, u]), np.concatenate([v, v, v, v + eps, v - eps])).reshape(5, n, 3)
+        p, right, left, above, below = patch.shape(
+            np.concatenate([u, u + eps, u - eps, u, u]), np.concatenate([v, v, v, v + eps, v - eps])
+        ).reshape(5, n, 3)
         m = patch.material
         rows["points"].append(p)
         rows["du"].append((right - left) / (2 * eps))
         rows["dv"].append((above - below) / (2 * eps))
         rows["cell"].append(patch.overlap * np.stack([lu[i + 1] - lu[i], lv[j + 1] - lv[j]], 1))
         rows["albedo"].append(np.broadcast_to(m.colour(u, v), (n, 3)))
-        for name, value in (("gloss", m.gloss), ("roughness", m.roughness), ("translucency", m.translucency), ("emitter", np.int8(_EMITTERS[m.emitter]))):
+        for name, value in (
+            ("gloss", m.gloss),
+            ("roughness", m.roughness),
+            ("translucency", m.translucency),
+            ("emitter", np.int8(_EMITTERS[m.emitter])),
+        ):
             rows[name].append(np.full(n, value))
         rows["neighbours"].append(_neighbours(keep, first))
         rows["phase"].append((i % 3) * 3 + j % 3)
@@ -233,7 +270,7 @@ def sample(patches: list[Patch], scale: float) -> Surface:
     return Surface(normals=normals, tangents=tangents, sigmas=sigmas, **whole)
 
 
-# Shapes ------------------------------------------------------------------------------------------------------------------------
+# Shapes --------------------------------------------------------------------------------------------------------------
 
 
 def plane(origin: tuple[float, ...], eu: tuple[float, ...], ev: tuple[float, ...]) -> Callable:
@@ -242,19 +279,27 @@ def plane(origin: tuple[float, ...], eu: tuple[float, ...], ev: tuple[float, ...
     return lambda u, v: o + u[:, None] * a + v[:, None] * b
 
 
-def lathe(radius: Callable[[np.ndarray], np.ndarray], height: Callable[[np.ndarray], np.ndarray], around: float) -> Callable:
+def lathe(
+    radius: Callable[[np.ndarray], np.ndarray], height: Callable[[np.ndarray], np.ndarray], around: float
+) -> Callable:
     """A surface of revolution about z; u runs once around in `around` metres, (radius(v), height(v)) is the profile."""
+
     def shape(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         a, r = 2 * np.pi * u / around, radius(v)
         return np.stack([r * np.cos(a), r * np.sin(a), height(v)], 1)
+
     return shape
 
 
 def disk(radius: float, z: float) -> Callable:
     """A horizontal disk facing up, u and v in 0..2 radius, by the elliptical map of the square (no crowded centre)."""
+
     def shape(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         a, b = u / radius - 1, v / radius - 1
-        return np.stack([radius * a * np.sqrt(1 - b * b / 2), radius * b * np.sqrt(1 - a * a / 2), np.full_like(u, z)], 1)
+        return np.stack(
+            [radius * a * np.sqrt(1 - b * b / 2), radius * b * np.sqrt(1 - a * a / 2), np.full_like(u, z)], 1
+        )
+
     return shape
 
 
@@ -277,7 +322,9 @@ def face(name: str, half: np.ndarray) -> tuple[Callable, tuple[float, float]]:
 
 
 def rounded(shape: Callable, half: np.ndarray, radius: float, puff: float = 0.0) -> Callable:
-    """Bend a face of the box [-half, half] into the box with edges rounded by `radius`; `puff` swells its thin axis like a cushion."""
+    """Bend a face of the box [-half, half] into the box with edges rounded by `radius`; `puff` swells its thin axis
+    like a cushion.
+    """
     inner = half - radius
     thin = int(np.argmin(half))
     wide = [k for k in range(3) if k != thin]
@@ -288,10 +335,13 @@ def rounded(shape: Callable, half: np.ndarray, radius: float, puff: float = 0.0)
         d = p - core
         q = core + radius * d / np.linalg.norm(d, axis=1, keepdims=True).clip(1e-9)
         if puff:
-            swell = (1 - (q[:, wide[0]] / half[wide[0]]) ** 2).clip(0) * (1 - (q[:, wide[1]] / half[wide[1]]) ** 2).clip(0)
+            swell = (1 - (q[:, wide[0]] / half[wide[0]]) ** 2).clip(0) * (
+                1 - (q[:, wide[1]] / half[wide[1]]) ** 2
+            ).clip(0)
             q = q.copy()
             q[:, thin] *= 1 - puff + 2 * puff * np.sqrt(swell)
         return q
+
     return bent
 
 

@@ -9,9 +9,14 @@ from ..cameras import Cameras
 
 # Places worth looking from and at, (eye, target) in metres; none inside furniture.
 _PLACES = (
-    ((-3.05, -2.35, 1.50), (0.9, 0.75, 0.85)), ((2.95, -1.90, 1.55), (-0.9, 1.2, 0.85)), ((-1.75, 2.05, 1.55), (1.6, -0.9, 0.70)),
-    ((0.10, 1.75, 1.35), (-1.9, -1.3, 0.80)), ((1.85, -0.95, 1.15), (-0.6, 2.7, 1.30)), ((-0.55, -0.50, 1.25), (2.9, 0.35, 0.75)),
-    ((0.30, -0.45, 1.45), (-3.3, 0.75, 1.15)), ((-0.60, 2.25, 1.60), (1.9, -2.4, 0.85)),
+    ((-3.05, -2.35, 1.50), (0.9, 0.75, 0.85)),
+    ((2.95, -1.90, 1.55), (-0.9, 1.2, 0.85)),
+    ((-1.75, 2.05, 1.55), (1.6, -0.9, 0.70)),
+    ((0.10, 1.75, 1.35), (-1.9, -1.3, 0.80)),
+    ((1.85, -0.95, 1.15), (-0.6, 2.7, 1.30)),
+    ((-0.55, -0.50, 1.25), (2.9, 0.35, 0.75)),
+    ((0.30, -0.45, 1.45), (-3.3, 0.75, 1.15)),
+    ((-0.60, 2.25, 1.60), (1.9, -2.4, 0.85)),
 )
 
 
@@ -33,7 +38,9 @@ def _viewmats(eyes: np.ndarray, targets: np.ndarray) -> torch.Tensor:
 
 
 def room_cameras(n: int, width: int = 854, height: int = 480, seed: int = 0) -> Cameras:
-    """n good viewpoints inside the room at eye height, the first eight chosen by hand, further ones varied about those by `seed`."""
+    """n good viewpoints inside the room at eye height, the first eight chosen by hand, further ones varied about
+    those by `seed`.
+    """
     rng = np.random.default_rng(seed)
     eyes, targets = (np.array([_PLACES[i % len(_PLACES)][k] for i in range(n)]).reshape(n, 3) for k in (0, 1))
     varied = np.arange(n) >= len(_PLACES)
