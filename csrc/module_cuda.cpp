@@ -82,6 +82,7 @@ void render(const py::kwargs& kwargs) {
   p.state = a.pointer<char>("state");
   p.scratch = a.pointer<char>("scratch");
   p.counts = a.pointer<int64_t>("counts");
+  p.stage_events = a.pointer<const cudaEvent_t>("stage_events");
   const Place place = read_place(a);
   a.finish();
 

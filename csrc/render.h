@@ -43,6 +43,8 @@ struct RenderParams {
   char* state;     // [state_layout(sizes).size]
   char* scratch;   // [scratch_size(sizes)]
   int64_t* counts; // [2] page-locked host memory: records and intersections wanted
+  // [6] events on the host, or null: recorded before the first stage and after each, for benchmarks.
+  const cudaEvent_t* stage_events;
 };
 
 // Queues everything on `stream` of `device` and returns as soon as the counts are on the host, which

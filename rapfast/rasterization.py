@@ -300,10 +300,10 @@ def _rapfast(
     means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = map(flat, inputs)
     if backgrounds is not None:
         backgrounds = backgrounds.flatten(0, 1)
-    projection = dict(
-        camera_model=s.camera_model, antialiased=s.antialiased, eps2d=s.eps2d, near_plane=s.near_plane,
-        far_plane=s.far_plane, radius_clip=s.radius_clip,
-    )  # fmt: skip
+    projection = {
+        "camera_model": s.camera_model, "antialiased": s.antialiased, "eps2d": s.eps2d, "near_plane": s.near_plane,
+        "far_plane": s.far_plane, "radius_clip": s.radius_clip,
+    }  # fmt: skip
     if device.type == "cuda":
         rendered = ops.render(
             means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, s.width, s.height,

@@ -11,6 +11,12 @@ namespace rapfast {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  if (error == cudaErrorInsufficientDriver) {
+    throw std::runtime_error("rapfast was built with CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
+                             std::to_string(CUDART_VERSION % 1000 / 10) +
+                             ", for which this NVIDIA driver is too old: update the driver, or reinstall "
+                             "rapfast with an older nvcc");
+  }
   throw std::runtime_error(std::string("rapfast: CUDA error in ") + what + ": " +
                            cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
 }

@@ -79,6 +79,13 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   const Scratch scratch = lay_out(sizes, params.scratch);
   const auto part = [&](int64_t offset) { return static_cast<void*>(params.state + offset); };
 
+  int next_event = 0;
+  const auto mark = [&] {
+    if (params.stage_events == nullptr) return;
+    check(cudaEventRecord(params.stage_events[next_event++], stream), "cudaEventRecord");
+  };
+  mark();
+
   ProjectParams<float> project = params.project;
   project.capacity = sizes.record_capacity;
   project.records = static_cast<Record<float>*>(part(layout.records));
@@ -87,6 +94,7 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   project.image_offsets = static_cast<int64_t*>(part(layout.image_offsets));
   project.n_invalid = static_cast<int64_t*>(part(layout.n_invalid));
   project_cuda(project, scratch.project, scratch.counts, stream);
+  mark();
 
   ColorParams<float> color = params.color;
   color.capacity = sizes.record_capacity;
@@ -97,6 +105,7 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   color.color_stride = color_stride(sizes.n_channels);
   color.n_invalid = project.n_invalid;
   color_cuda(color, scratch.project.views, scratch.project.image_ids, stream);
+  mark();
 
   BinParams<float> bin;
   bin.n_images = n_images;
@@ -110,6 +119,7 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   bin.tile_offsets = static_cast<int64_t*>(part(layout.tile_offsets));
   bin.tile_records = static_cast<int32_t*>(part(layout.tile_records));
   bin_cuda(bin, scratch.bin, scratch.project.image_ids, scratch.counts, stream);
+  mark();
 
   check(cudaMemcpyAsync(params.counts, scratch.counts, sizeof(Counts), cudaMemcpyDeviceToHost, stream),
         "copy of the counts");
@@ -134,7 +144,9 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   blend.alphas = params.alphas;
   blend_cuda(blend, static_cast<float*>(part(layout.transmittances)),
              sizes.keep_state ? static_cast<int32_t*>(part(layout.last_ids)) : nullptr, stream);
+  mark();
   if (params.with_composite) composite_cuda(params.composite, stream);
+  mark();
 
   check(cudaEventSynchronize(counted), "rendering");
 }

@@ -11,7 +11,7 @@ from rapfast.ops.blend import blend
 from rapfast.ops.color import color
 from rapfast.ops.composite import composite
 from rapfast.ops.project import Records, project
-from rapfast.ops.render import render, state_n_invalid, state_pixels, state_records
+from rapfast.ops.render import render, stage_times, state_n_invalid, state_pixels, state_records
 
 __all__ = [
     "Records",
@@ -21,6 +21,7 @@ __all__ = [
     "composite",
     "project",
     "render",
+    "stage_times",
     "state_n_invalid",
     "state_pixels",
     "state_records",

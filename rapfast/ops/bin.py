@@ -39,18 +39,18 @@ def _fake(records, radii, image_offsets, tiles_x, tiles_y, capacity):
 
 
 def _arguments(out, records, radii, image_offsets, tiles_x, tiles_y, capacity):
-    return dict(
-        n_images=image_offsets.shape[0] - 1,
-        tiles_x=tiles_x,
-        tiles_y=tiles_y,
-        record_capacity=records.shape[0],
-        capacity=capacity,
-        records=address(records),
-        radii=address(radii),
-        image_offsets=address(image_offsets),
-        tile_offsets=address(out.tile_offsets),
-        tile_records=address(out.tile_records),
-    )
+    return {
+        "n_images": image_offsets.shape[0] - 1,
+        "tiles_x": tiles_x,
+        "tiles_y": tiles_y,
+        "record_capacity": records.shape[0],
+        "capacity": capacity,
+        "records": address(records),
+        "radii": address(radii),
+        "image_offsets": address(image_offsets),
+        "tile_offsets": address(out.tile_offsets),
+        "tile_records": address(out.tile_records),
+    }
 
 
 def _cpu(records, radii, image_offsets, tiles_x, tiles_y, capacity):

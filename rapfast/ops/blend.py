@@ -26,23 +26,23 @@ def _arguments(
     colors, alphas, records, record_colors, image_offsets, tile_offsets, tile_records, width, height, alpha_cap
 ):
     tiles_x, tiles_y = tile_grid(width, height)
-    return dict(
-        n_images=image_offsets.shape[0] - 1,
-        width=width,
-        height=height,
-        tiles_x=tiles_x,
-        tiles_y=tiles_y,
-        n_channels=colors.shape[-1],
-        alpha_cap=alpha_cap,
-        records=address(records),
-        record_colors=address(record_colors),
-        color_stride=record_colors.shape[1],
-        image_offsets=address(image_offsets),
-        tile_offsets=address(tile_offsets),
-        tile_records=address(tile_records),
-        colors=address(colors),
-        alphas=address(alphas),
-    )
+    return {
+        "n_images": image_offsets.shape[0] - 1,
+        "width": width,
+        "height": height,
+        "tiles_x": tiles_x,
+        "tiles_y": tiles_y,
+        "n_channels": colors.shape[-1],
+        "alpha_cap": alpha_cap,
+        "records": address(records),
+        "record_colors": address(record_colors),
+        "color_stride": record_colors.shape[1],
+        "image_offsets": address(image_offsets),
+        "tile_offsets": address(tile_offsets),
+        "tile_records": address(tile_records),
+        "colors": address(colors),
+        "alphas": address(alphas),
+    }
 
 
 def _cpu(*inputs):

@@ -18,14 +18,14 @@ def output_channels(colors: Tensor, depth_channel: int) -> int:
 
 def form_arguments(colors, sh_degree, per_camera, depth_channel):
     """The form of the colours as the native module takes it."""
-    return dict(
-        sh_degree=sh_degree,
-        n_bases=colors.shape[-2] if sh_degree >= 0 else 1,
-        n_color_channels=colors.shape[-1],
-        per_camera=per_camera,
-        depth_channel=depth_channel,
-        colors=address(colors),
-    )
+    return {
+        "sh_degree": sh_degree,
+        "n_bases": colors.shape[-2] if sh_degree >= 0 else 1,
+        "n_color_channels": colors.shape[-1],
+        "per_camera": per_camera,
+        "depth_channel": depth_channel,
+        "colors": address(colors),
+    }
 
 
 def _fake(

@@ -35,22 +35,22 @@ def option_arguments(
     channels_first, pixel_type,
 ):  # fmt: skip
     """What is done to an image, as the native module takes it."""
-    return dict(
-        out_width=out_width,
-        out_height=out_height,
-        expected_depth=expected_depth,
-        clamp=clamp_min is not None,
-        channels_first=channels_first,
-        clamp_min=0.0 if clamp_min is None else clamp_min,
-        clamp_max=0.0 if clamp_max is None else clamp_max,
-        background_kind=0 if backgrounds is None else 1 if backgrounds.dim() == 2 else 2,
-        pixel_type=pixel_type,
-        backgrounds=address(backgrounds),
-        mean=address(mean),
-        std=address(std),
-        out=address(out),
-        out_alphas=address(out_alphas),
-    )
+    return {
+        "out_width": out_width,
+        "out_height": out_height,
+        "expected_depth": expected_depth,
+        "clamp": clamp_min is not None,
+        "channels_first": channels_first,
+        "clamp_min": 0.0 if clamp_min is None else clamp_min,
+        "clamp_max": 0.0 if clamp_max is None else clamp_max,
+        "background_kind": 0 if backgrounds is None else 1 if backgrounds.dim() == 2 else 2,
+        "pixel_type": pixel_type,
+        "backgrounds": address(backgrounds),
+        "mean": address(mean),
+        "std": address(std),
+        "out": address(out),
+        "out_alphas": address(out_alphas),
+    }
 
 
 def _run(stage, place, colors, alphas, backgrounds, mean, std, n_color_channels, *options):

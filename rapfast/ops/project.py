@@ -58,26 +58,26 @@ def input_arguments(
     eps2d, near_plane, far_plane, radius_clip,
 ):  # fmt: skip
     """The inputs of the project stage as the native module takes them."""
-    return dict(
-        n_scenes=means.shape[0],
-        n_cameras=viewmats.shape[1],
-        n_gaussians=means.shape[1],
-        width=width,
-        height=height,
-        camera_model=camera_model,
-        antialiased=antialiased,
-        eps2d=eps2d,
-        near_plane=near_plane,
-        far_plane=far_plane,
-        radius_clip=radius_clip,
-        means=address(means),
-        quats=address(quats),
-        scales=address(scales),
-        covars=address(covars),
-        opacities=address(opacities),
-        viewmats=address(viewmats),
-        Ks=address(Ks),
-    )
+    return {
+        "n_scenes": means.shape[0],
+        "n_cameras": viewmats.shape[1],
+        "n_gaussians": means.shape[1],
+        "width": width,
+        "height": height,
+        "camera_model": camera_model,
+        "antialiased": antialiased,
+        "eps2d": eps2d,
+        "near_plane": near_plane,
+        "far_plane": far_plane,
+        "radius_clip": radius_clip,
+        "means": address(means),
+        "quats": address(quats),
+        "scales": address(scales),
+        "covars": address(covars),
+        "opacities": address(opacities),
+        "viewmats": address(viewmats),
+        "Ks": address(Ks),
+    }
 
 
 def _outputs(out: Records) -> dict[str, int]:

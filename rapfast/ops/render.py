@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+import statistics
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -53,7 +55,7 @@ def _cuda(
     means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, width, height,
     camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, per_camera, depth_channel,
     alpha_cap, with_composite, expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first,
-    pixel_type, record_capacity, capacity, keep_state,
+    pixel_type, record_capacity, capacity, keep_state, stage_events=None,
 ):  # fmt: skip
     device = means.device
     sizes = _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state)
@@ -90,6 +92,7 @@ def _cuda(
         state=address(state),
         scratch=address(room),
         counts=address(counts),
+        stage_events=address(stage_events),
     )  # fmt: skip
     return out, out_alphas, state, counts
 
@@ -166,12 +169,14 @@ def render(
     postprocess: PostProcess | None = None,
     keep_state: bool = False,
     capacities: tuple[int, int] | None = None,
+    stage_events: Sequence[torch.cuda.Event] | None = None,
 ) -> Rendered:
     """Renders on the GPU that holds the tensors, on the caller's current stream there.
 
     Returns once the numbers of records and intersections are known, which is before the pixels are.
     ``capacities`` overrides what was learnt of them. With ``keep_state`` the state also holds what a backward
     pass starts from: each pixel's final transmittance and the place of its last record in its tile's list.
+    ``stage_events`` are six events that have been recorded before; they are recorded again around the stages.
 
     Raises: RuntimeError for more than 2^31 - 1 records or intersections in one call.
     """
@@ -193,8 +198,12 @@ def render(
         min(n_pairs, _room(int(n_pairs * _FIRST_RECORDS))),
         _room(int(min(n_pairs, n_pairs * _FIRST_RECORDS + 4096) * _FIRST_INTERSECTIONS)),
     )
+    # The operator has no place for events: timing calls its implementation.
+    run = render_op if stage_events is None else partial(
+        _cuda, stage_events=torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
+    )  # fmt: skip
     while True:
-        images, alphas, state, counts = render_op(
+        images, alphas, state, counts = run(
             means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds,
             None if post.mean is None else means.new_tensor(post.mean),
             None if post.std is None else means.new_tensor(post.std),
@@ -265,3 +274,44 @@ def state_pixels(rendered: Rendered, device: torch.device) -> tuple[Tensor, Tens
         _part(rendered, device, "transmittances", torch.float32, *shape),
         _part(rendered, device, "last_ids", torch.int32, *shape),
     )
+
+
+STAGES = ("project", "color", "bin", "blend", "composite")
+
+
+def stage_times(
+    means: Tensor,  # [N, 3]
+    quats: Tensor,  # [N, 4]
+    scales: Tensor,  # [N, 3]
+    opacities: Tensor,  # [N]
+    colors: Tensor,  # [N, D] or [N, K, 3]
+    viewmats: Tensor,  # [C, 4, 4]
+    Ks: Tensor,  # [C, 3, 3]
+    width: int,
+    height: int,
+    sh_degree: int | None = None,
+    *,
+    repeats: int = 9,
+) -> dict[str, float]:
+    """Milliseconds that each stage of one call takes on the GPU, the median of ``repeats`` calls, for a plain
+    pinhole render of colours. Time in which the GPU waits for the host counts to the stage that waits."""
+    batched = [tensor[None].contiguous() for tensor in (means, quats, scales)]
+    rest = [tensor[None].contiguous() for tensor in (opacities, colors, viewmats, Ks)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(STAGES) + 1)]
+    stream = torch.cuda.current_stream(means.device)
+    for event in events:
+        event.record(stream)  # creates it
+
+    def run() -> list[float]:
+        render(
+            *batched, None, *rest, None, width, height, camera_model="pinhole", antialiased=False, eps2d=0.3,
+            near_plane=0.01, far_plane=1e10, radius_clip=0.0, sh_degree=sh_degree, render_mode="RGB",
+            alpha_cap=0.999, stage_events=events,
+        )  # fmt: skip
+        events[-1].synchronize()
+        return [begin.elapsed_time(end) for begin, end in zip(events, events[1:], strict=False)]
+
+    for _ in range(3):
+        run()
+    runs = [run() for _ in range(repeats)]
+    return {name: statistics.median(times) for name, times in zip(STAGES, zip(*runs, strict=True), strict=True)}
