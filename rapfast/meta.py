@@ -35,7 +35,7 @@ class Meta(dict):
         return super().__iter__()
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self.get(key, default)
 
     def pop(self, key: str, *default: Any) -> Any:
         if key in self:
