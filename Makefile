@@ -24,7 +24,8 @@ demo: $(VENV)/.installed-video
 	$(BIN)/rapfast demo --out demo_out
 
 test: $(VENV)/.installed-test
-	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DRAPFAST_CUDA=0  # the programs test csrc/math and csrc/cpu
 	$(BIN)/cmake --build build/ctest
 	$(BIN)/ctest --test-dir build/ctest --output-on-failure
 	$(BIN)/python -m pytest $(ARGS)
