@@ -141,7 +141,7 @@ def hidden(corner: np.ndarray, eu: np.ndarray) -> list[tuple[float, float, float
     """Parts (u0, u1, z0, z1) of a wall behind pictures and bookshelf, less a margin: Gaussians there would only bleed
     through.
     """
-    margin, out = 0.01, []
+    margin, out = 0.002, []
     for at, along, wide, tall, _ in _PICTURES:
         if np.allclose(along, eu):
             u = float((np.asarray(at) - corner) @ eu)
@@ -158,9 +158,9 @@ def pictures(b: Builder) -> None:
     for corner, eu, wide, tall, kind in _PICTURES:
         eu3, up = np.asarray(eu, float), np.array([0, 0, 1.0])
         out = np.cross(eu3, up)  # faces the room
-        c, rim, deep = np.asarray(corner, float), 0.028, 0.028
+        c, rim, deep = np.asarray(corner, float), 0.030, 0.042
         inner = (wide - 2 * rim, tall - 2 * rim)
-        b.patch(P.plane(c + eu3 * rim + up * rim + out * 0.014, eu3, up), inner, picture(kind, inner), 0.0125)
+        b.patch(P.plane(c + eu3 * rim + up * rim + out * 0.026, eu3, up), inner, picture(kind, inner), 0.0125)
         for a, e, f, s in ((0, eu3, up, (wide, rim)), (tall - rim, eu3, up, (wide, rim))):
             b.patch(P.plane(c + up * a + out * deep, e, f), s, frame, (0.018, 0.0095))
         for a in (0.0, wide - rim):

@@ -18,7 +18,8 @@ SIGMA_PER_CELL = (
     0.70  # at this width a grid of opacity 0.98 lets 2 % of the light through at the corner between four cells
 )
 THICKNESS = 0.0012  # standard deviation along the normal, metres
-_EDGE_CELL = 0.4  # width of a cell beside an edge, in cells
+# Widths of the cells beside an edge, in cells: a wide Gaussian there would spill over what adjoins. Few cells, few of them.
+_EDGE_CELLS = {3: (0.4,), 7: (0.25, 0.5, 0.75)}
 
 Colour = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (u [n], v [n]) in metres -> linear RGB [n, 3]
 
@@ -76,8 +77,9 @@ class Patch:
         out = [np.zeros(1)]
         for a, b, n in self._spans(axis, scale):
             width = np.ones(n)
-            if self.crisp and n >= 3:
-                width[0] = width[-1] = _EDGE_CELL
+            for least, edge in _EDGE_CELLS.items():
+                if self.crisp and n >= least:
+                    width[: len(edge)], width[-len(edge) :] = edge, edge[::-1]
             out.append(a + (b - a) * np.cumsum(width) / width.sum())
         return np.concatenate(out)
 
@@ -248,7 +250,9 @@ def sample(patches: list[Patch], scale: float) -> Surface:
         rows["points"].append(p)
         rows["du"].append((right - left) / (2 * eps))
         rows["dv"].append((above - below) / (2 * eps))
-        rows["cell"].append(patch.overlap * np.stack([lu[i + 1] - lu[i], lv[j + 1] - lv[j]], 1))
+        width = np.stack([lu[i + 1] - lu[i], lv[j + 1] - lv[j]], 1)
+        inner = width / width.max(0)  # narrow cells beside an edge keep the usual overlap
+        rows["cell"].append(width * (SIGMA_PER_CELL + (patch.overlap - SIGMA_PER_CELL) * inner))
         rows["albedo"].append(np.broadcast_to(m.colour(u, v), (n, 3)))
         for name, value in (
             ("gloss", m.gloss),
