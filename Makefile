@@ -1,6 +1,6 @@
 # make demo    renders the demo scene to demo_out/
 # make test    the native test programs, then pytest (ARGS="-k ply" is handed to pytest)
-# make bench   the benchmarks
+# make bench   the benchmarks, written to bench_out/run.json (bench/README.md tells what to do with it)
 # make clean   removes all that these wrote
 #
 # The first three make .venv and install rapfast into it, and install again when a source of the
@@ -31,7 +31,8 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m pytest bench $(ARGS)
+	mkdir -p bench_out
+	$(BIN)/python -m pytest bench --benchmark-json=bench_out/run.json $(ARGS)
 
 $(VENV)/.installed-%: $(NATIVE) | $(VENV)/.created
 	$(BIN)/python -m pip install -e '.[$*]'
