@@ -14,11 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
-SIGMA_PER_CELL = (
-    0.70  # at this width a grid of opacity 0.98 lets 2 % of the light through at the corner between four cells
-)
+SIGMA_PER_CELL = 0.70  # at this width a grid of opacity 0.98 lets 2 % of the light through between four cells
 THICKNESS = 0.0012  # standard deviation along the normal, metres
-# Widths of the cells beside an edge, in cells: a wide Gaussian there would spill over what adjoins. Few cells, few of them.
+# Widths of the cells beside an edge, in cells, by the least number of cells that leaves room for them: a wide Gaussian
+# at an edge would spill over what adjoins.
 _EDGE_CELLS = {3: (0.4,), 7: (0.25, 0.5, 0.75)}
 
 Colour = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (u [n], v [n]) in metres -> linear RGB [n, 3]
