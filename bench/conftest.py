@@ -17,7 +17,7 @@ from rapfast import info
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("rapfast")
-    group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one")
+    group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one")
     group.addoption("--scale", choices=("full", "reduced"), help="default: full on a GPU, reduced on the CPU")
     group.addoption("--rounds", type=int, default=50, help="at most so many rounds a benchmark")
 
@@ -83,7 +83,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("case_name", "device", "batch", "backend"), parameters)
 
 
-# --- the JSON's machine_info and commit_info ---------------------------------------------------------------------------
+# --- the JSON's machine_info and commit_info -------------------------------------------------------------------------
 
 
 def _version(distribution: str) -> str | None:

@@ -169,15 +169,17 @@ def _resident(field: str) -> float:
 def stage_ms(arguments: Arguments, device: str, repeats: int = 5) -> dict[str, float] | None:
     """rapfast's milliseconds per view in each stage.
 
-    On CUDA ``rapfast.ops.stage_times(**arguments)`` knows, which returns the milliseconds of one call by the names of
-    the stages; None where this version of rapfast has no such function. On the CPU the stages are called one by one.
+    On CUDA ``rapfast.ops.stage_times`` knows: it takes the arguments but ``packed``, which concerns ``meta`` alone, and
+    returns the milliseconds of one call by stage. None where this version of rapfast has no such function. On the CPU
+    the stages are called one by one.
     """
     batch = len(arguments["viewmats"])
     if device == "cuda":
         stage_times = getattr(ops, "stage_times", None)
         if stage_times is None:
             return None
-        return {name: ms / batch for name, ms in stage_times(**arguments).items()}
+        rendering = {name: value for name, value in arguments.items() if name != "packed"}
+        return {name: ms / batch for name, ms in stage_times(**rendering).items()}
     runs = [_cpu_stages(arguments) for _ in range(repeats)]
     return {name: 1e3 * statistics.median(run[name] for run in runs) / batch for name in runs[0]}
 

@@ -26,10 +26,11 @@ SH_C0 = 0.28209479177387814
 """Y_0^0, what a constant coefficient is multiplied by."""
 
 ROOM = np.array([6.0, 5.0, 2.7])
-FOV_Y_ROOM = 34.2
-"""Degrees; at 854x480 a focal length of 780 pixels, that of the Kinect recordings of 7-Scenes."""
+FOCAL_ROOM = 585 / 640
+"""Focal length over the width, that of 7-Scenes' recordings."""
 
 FOV_Y_OUTDOOR = 42.0
+"""Degrees."""
 
 
 def room(n: int, seed: int = 0) -> Scene:
@@ -89,7 +90,8 @@ def room_cameras(n: int, width: int = 854, height: int = 480, seed: int = 63) ->
     eyes = np.array([1.0, 1.0, 1.0]) + draws[:, :3] * (ROOM - np.array([2.0, 2.0, 1.9]))
     yaw, rise = 2 * math.pi * draws[:, 3], 0.25 * (draws[:, 4] - 0.7)
     ahead = np.stack([np.cos(yaw), np.sin(yaw), rise], 1)
-    return Cameras.look_at(eyes, eyes + ahead, width=width, height=height, fov_y=FOV_Y_ROOM)
+    fov_y = 2 * math.degrees(math.atan(height / (2 * FOCAL_ROOM * width)))
+    return Cameras.look_at(eyes, eyes + ahead, width=width, height=height, fov_y=fov_y)
 
 
 def outdoor(n: int = 2_800_000, seed: int = 0) -> Scene:
@@ -159,9 +161,10 @@ def outdoor_cameras(n: int, width: int = 1297, height: int = 840, seed: int = 0)
     """
     rng = np.random.default_rng(seed)
     turn = 2 * math.pi * ((np.arange(n) * 0.381966) % 1.0)  # golden section: even for every n
-    out = 3.0 + 0.5 * rng.random(n)
+    draws = rng.random((n, 4))  # camera by camera, as in room_cameras
+    out = 3.0 + 0.5 * draws[:, 0]
     eyes = np.stack([out * np.cos(turn), out * np.sin(turn), np.full(n, 1.7)], 1)
-    targets = rng.uniform(-0.5, 0.5, (n, 3)) + np.array([0.0, 0.0, 0.8])
+    targets = draws[:, 1:] - 0.5 + np.array([0.0, 0.0, 0.8])
     cameras = Cameras.look_at(eyes, targets, width=1297, height=840, fov_y=FOV_Y_OUTDOOR)
     return cameras.resize(width, height)
 
@@ -214,7 +217,8 @@ def _scene(
     sh[:, 0] = (colors - 0.5) / SH_C0
     sh[:, 1:] = 0.04 * rng.standard_normal((n, 15, 3), np.float32)
     quats = quats / np.linalg.norm(quats, axis=1, keepdims=True)
-    return Scene(*(torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (means, quats, scales, opacities, sh)))
+    values = (means, quats, scales, opacities, sh)
+    return Scene(*(torch.from_numpy(np.ascontiguousarray(value, np.float32)) for value in values))
 
 
 class Statistics(NamedTuple):

@@ -95,7 +95,7 @@ def _measure(
         images = _truth.get(case, device, arguments)
         agreement = psnr(drawn[: len(images)], images)
         del images
-        assert agreement >= MIN_PSNR, f"{backend} is {agreement:.1f} dB from {against}: what it draws is not worth timing"
+        assert agreement >= MIN_PSNR, f"{backend} is {agreement:.1f} dB from {against}: not worth timing"
     del drawn
 
     if first < 1.0:  # a first call may have loaded or learnt something

@@ -1,0 +1,327 @@
+"""Makes the tables and plots of the documentation from the runs committed under bench/results/.
+
+    python bench/report.py save bench_out/run.json    keeps a run as bench/results/<machine>-<date>.json
+    python bench/report.py                            docs/benchmarks.md, the README's table, docs/benchmarks-*.svg
+
+Every ratio compares two records of one run. Of each machine the newest run counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS_MARKERS = "<!-- benchmark results -->", "<!-- /benchmark results -->"
+README_MARKERS = "<!-- benchmark table -->", "<!-- /benchmark table -->"
+
+CPU_CASE = "cpu-room200k-427x240"
+CPU_BAR_MS, CPU_BAR_RATIO = 250.0, 20.0
+"""What one view of CPU_CASE must not exceed, and how many times faster than the reference it must be."""
+
+STAGES = ("project", "color", "bin", "blend", "composite")
+
+
+class ReportError(Exception):
+    """A sentence for the user."""
+
+
+class Run(NamedTuple):
+    """One file of pytest-benchmark's JSON."""
+
+    machine: dict[str, Any]  # machine_info
+    commit: dict[str, Any]  # commit_info
+    time: str  # ISO 8601, UTC
+    records: dict[tuple[str, str, int], dict[str, Any]]  # extra_info by (case, backend, batch), direction "fwd"
+
+    @property
+    def device_name(self) -> str:
+        gpu = self.machine.get("gpu")
+        return gpu["name"] if gpu else self.machine["cpu"]["name"]
+
+    @property
+    def slug(self) -> str:
+        """The name in file names."""
+        name = re.sub(r"\((r|tm)\)", "", self.device_name.lower())
+        return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.")
+
+    def get(self, case: str, backend: str, batch: int, field: str) -> Any:
+        """A field of a record, None where the record or its value is absent."""
+        return self.records.get((case, backend, batch), {}).get(field)
+
+    def ratio(self, case: str, batch: int, over: str, field: str = "ms_per_view") -> float | None:
+        """How many times more ``over`` takes than rapfast."""
+        theirs, ours = self.get(case, over, batch, field), self.get(case, "rapfast", batch, field)
+        return theirs / ours if theirs and ours else None
+
+    def cases(self) -> list[str]:
+        return list(dict.fromkeys(case for case, _, _ in self.records))
+
+    def batches(self, case: str) -> list[int]:
+        return sorted({batch for name, _, batch in self.records if name == case})
+
+
+def read_run(path: Path) -> Run:
+    """Raises ReportError where the file is not a run of this suite."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: not a benchmark run: {error}") from error
+    try:
+        records = {}
+        for benchmark in data["benchmarks"]:
+            info = benchmark["extra_info"]
+            if info["direction"] == "fwd":
+                records[info["case"], info["backend"], info["batch"]] = info
+        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records)
+        _ = run.slug
+    except (KeyError, TypeError) as error:
+        raise ReportError(f"{path}: not a run of this suite: {error} is missing") from error
+    if not records:
+        raise ReportError(f"{path}: holds no forward benchmark")
+    return run
+
+
+def newest_runs(results: Path) -> list[Run]:
+    """The newest run of each machine, GPUs first."""
+    runs: dict[str, Run] = {}
+    for path in sorted(results.glob("*.json")):
+        run = read_run(path)
+        if run.slug not in runs or run.time > runs[run.slug].time:
+            runs[run.slug] = run
+    if not runs:
+        raise ReportError(f"{results} holds no run: python bench/report.py save RUN.json puts one there")
+    return sorted(runs.values(), key=lambda run: (run.machine.get("gpu") is None, run.slug))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, digits: int = 3, unit: str = "") -> str:
+    """With that many significant digits, a dash for None."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return f"0{unit}"
+    magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    if magnitude >= digits:
+        return f"{value:,.0f}{unit}"
+    if abs(value) >= 1:
+        return f"{value:.{digits - magnitude}f}{unit}"
+    return f"{value:.{digits}f}{unit}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown, the first column aligned left, the others right."""
+    align = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
+
+
+def _provenance(run: Run) -> str:
+    versions, gpu = run.machine["versions"], run.machine.get("gpu")
+    parts = [f"rapfast {versions['rapfast']} ({run.commit['id'][:10]})", f"torch {versions['torch']}"]
+    if gpu:
+        parts.insert(0, f"driver {gpu['driver'] or 'unknown'}, CUDA {versions['cuda']}")
+        if versions.get("gsplat"):
+            parts.append(f"gsplat {versions['gsplat']}")
+    else:
+        parts.insert(0, f"{run.machine['cpu']['cores']} cores")
+    return f"{run.device_name}, {', '.join(parts)}, {run.time[:10]}"
+
+
+def _gpu_cases(run: Run) -> list[str]:
+    return [case for case in run.cases() if case != CPU_CASE]
+
+
+def forward_table(run: Run) -> str:
+    """Milliseconds per view of every case and batch, and the peak of memory."""
+    measured = {backend for case, backend, _ in run.records if case != CPU_CASE}
+    others = [name for name in ("gsplat", "gsplat-loop", "reference") if name in measured]
+    head = ["case", "batch", "visible", "tiles / view", *others, "rapfast"]
+    gsplat = "gsplat" in others
+    head += ["ratio", "MiB gsplat", "MiB rapfast"] if gsplat else ["MiB rapfast"]
+    rows = []
+    for case in _gpu_cases(run):
+        for batch in run.batches(case):
+            known = next(info for (c, _, b), info in run.records.items() if (c, b) == (case, batch))
+            row = [case, str(batch), _number(100 * known["visible_share"], 2, " %")]
+            row += [_number(known["intersections_per_view"] / 1e6, 3, " M")]
+            row += [_number(run.get(case, name, batch, "ms_per_view")) for name in (*others, "rapfast")]
+            peak = run.get(case, "rapfast", batch, "peak_mib")
+            if gsplat:
+                row += [_number(run.ratio(case, batch, "gsplat")), _number(run.get(case, "gsplat", batch, "peak_mib"))]
+            rows.append([*row, _number(peak)])
+    return _table(head, rows)
+
+
+def stage_table(run: Run) -> str | None:
+    """rapfast's stages, ms per view; None where the run has none."""
+    known = {key: info["stages"] for key, info in run.records.items() if key[1] == "rapfast" and info.get("stages")}
+    if not known:
+        return None
+    names = list(dict.fromkeys([*STAGES, *(name for stages in known.values() for name in stages)]))
+    rows = [[case, str(batch), *(_number(s.get(name)) for name in names)] for (case, _, batch), s in known.items()]
+    return _table(["case", "batch", *names], rows)
+
+
+def cpu_sentence(run: Run) -> str | None:
+    """The figure on the CPU against its two bars."""
+    ours, theirs = (run.get(CPU_CASE, name, 1, "ms_per_view") for name in ("rapfast", "reference"))
+    if ours is None:
+        return None
+    threads = run.get(CPU_CASE, "rapfast", 1, "threads")
+    text = f"On the CPU ({run.machine['cpu']['name']}, {threads} threads), room of 200 k at 427x240, one view: "
+    text += f"{_number(ours)} ms (bar {CPU_BAR_MS:.0f} ms: {'met' if ours <= CPU_BAR_MS else 'missed'})"
+    if theirs is not None:
+        ratio = theirs / ours
+        verdict = "met" if ratio >= CPU_BAR_RATIO else "missed"
+        text += f", {_number(ratio)} times the float32 reference, {_number(theirs)} ms"
+        text += f" (bar {CPU_BAR_RATIO:.0f}: {verdict})"
+    return text + "."
+
+
+def docs_section(runs: list[Run], plots: dict[str, str]) -> str:
+    """What stands between the markers of docs/benchmarks.md; ``plots`` are image names by machine."""
+    parts = []
+    for run in runs:
+        parts += [f"### {run.device_name}", f"{_provenance(run)}. Milliseconds per view."]
+        if run.machine.get("scale") == "reduced":
+            parts.append("The reduced cases: small scenes for a machine without a GPU.")
+        if _gpu_cases(run):
+            parts.append(forward_table(run))
+        stages = stage_table(run)
+        if stages:
+            parts += ["rapfast's stages, milliseconds per view:", stages]
+        sentence = cpu_sentence(run)
+        if sentence:
+            parts.append(sentence)
+        if run.slug in plots:
+            parts.append(f"![Time per view against Gaussians, batch and pixels, {run.device_name}]({plots[run.slug]})")
+    return "\n\n".join(parts)
+
+
+def readme_table(runs: list[Run]) -> str:
+    """The newest GPU run in short; the CPU's figure where there is none."""
+    run = next((run for run in runs if run.machine.get("gpu")), None)
+    parts = []
+    if run is not None:
+        rows = []
+        for case in _gpu_cases(run):
+            batches = run.batches(case)
+            # the batch of 8 is what is compared; a case that was measured to be plotted alone is left to the docs
+            if 8 not in batches or len(batches) == 1 or run.get(case, "rapfast", 8, "ms_per_view") is None:
+                continue
+            row = [case] + [_number(run.get(case, name, 8, "ms_per_view")) for name in ("gsplat", "rapfast")]
+            rows.append([*row, _number(run.ratio(case, 8, "gsplat"), 3)])
+        if rows:
+            version = run.machine["versions"].get("gsplat")
+            theirs = f"gsplat {version}" if version else "gsplat"
+            parts.append(_table(["ms per view, batch of 8", theirs, "rapfast", "times faster"], rows))
+            parts.append(f"{_provenance(run)}. Both were measured in one run, after their pixels were compared.")
+    sentence = next(filter(None, map(cpu_sentence, runs)), None)
+    if sentence:
+        parts.append(sentence)
+    if not parts:
+        raise ReportError("no run has a record for the README: neither a batch of 8 on a GPU nor the CPU case")
+    return "\n\n".join(parts)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def replace_between(path: Path, markers: tuple[str, str], content: str) -> None:
+    """Rewrites what stands between two marker lines of a file.
+
+    Raises:
+        ReportError: the file is absent, or does not hold each marker once, in order.
+    """
+    from rapfast.io.atomic import atomic_write
+
+    if not path.is_file():
+        raise ReportError(f"{path} does not exist: its table was not written")
+    text = path.read_text(encoding="utf-8")
+    begin, end = markers
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ReportError(f"{path} must hold the lines {begin} and {end} once each, in this order")
+    head, tail = text.split(begin)[0], text.split(end)[1]
+    atomic_write(path, f"{head}{begin}\n\n{content}\n\n{end}{tail}".encode())
+
+
+def save(source: Path, results: Path) -> Path:
+    """Copies a run to <machine>-<date>.json under ``results``, with -2, -3 ... where that day has one already."""
+    from rapfast.io.atomic import atomic_write
+
+    run = read_run(source)
+    n, target = 1, results / f"{run.slug}-{run.time[:10]}.json"
+    while target.exists():
+        n += 1
+        target = results / f"{run.slug}-{run.time[:10]}-{n}.json"
+    data = json.loads(source.read_text(encoding="utf-8"))
+    atomic_write(target, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    return target
+
+
+def write(root: Path, with_plots: bool) -> list[str]:
+    """Writes all that is made from the runs; returns a sentence for each file that could not be."""
+    runs, problems, plots = newest_runs(root / "bench" / "results"), [], {}
+    if with_plots:
+        try:
+            plots = _plots(runs, root / "docs")
+        except ImportError as error:
+            problems.append(str(error))
+    for path, markers, make in (
+        (root / "docs" / "benchmarks.md", DOCS_MARKERS, lambda: docs_section(runs, plots)),
+        (root / "README.md", README_MARKERS, lambda: readme_table(runs)),
+    ):
+        try:
+            replace_between(path, markers, make())
+        except ReportError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _plots(runs: list[Run], folder: Path) -> dict[str, str]:
+    from bench.plots import plot
+
+    made = {}
+    for run in runs:
+        path = folder / f"benchmarks-{run.slug}.svg"
+        if plot(run, path):
+            made[run.slug] = path.name
+    return made
+
+
+def _newest_output() -> Path:
+    found = sorted((ROOT / "bench_out").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ReportError("bench_out holds no run: make bench makes one, or name a file")
+    return found[-1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    parser.add_argument("--no-plots", action="store_true", help="tables alone")
+    commands = parser.add_subparsers(dest="command")
+    saving = commands.add_parser("save", help="keep a run under bench/results/")
+    saving.add_argument("run", type=Path, nargs="?", help="default: the newest of bench_out/")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "save":
+            print(save(options.run or _newest_output(), options.root / "bench" / "results"))
+            return 0
+        problems = write(options.root, with_plots=not options.no_plots)
+    except (ReportError, OSError) as error:
+        problems = [str(error)]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # for bench.plots
+    sys.exit(main())

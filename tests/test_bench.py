@@ -1,0 +1,361 @@
+"""The benchmark suite: its scenes' statistics, the records of a reduced run, and the report made from records."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rapfast
+
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / "bench" / "scenes.py").is_file():
+    pytest.skip("bench/ is part of the repository, not of the source distribution", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+
+from bench import cases, measure, report, scenes  # noqa: E402
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
+
+# Means over the batch of 8 for one Gaussian, which do not depend on N: visible share and intersections per Gaussian of
+# docs/benchmarks.md's scenes, which have 0.0804 M tiles in 200 k Gaussians and 2.64 M in 2.79 M.
+ROOM_VISIBLE, ROOM_TILES = 0.0598, 0.0804e6 / 200e3
+OUTDOOR_VISIBLE, OUTDOOR_TILES = 0.219, 2.64e6 / 2.795e6
+
+
+@pytest.mark.parametrize(
+    ("make", "cameras", "visible", "tiles"),
+    [
+        (scenes.room, scenes.room_cameras, ROOM_VISIBLE, ROOM_TILES),
+        (scenes.outdoor, scenes.outdoor_cameras, OUTDOOR_VISIBLE, OUTDOOR_TILES),
+    ],
+)
+def test_a_view_sees_what_the_measured_scenes_show(make, cameras, visible, tiles) -> None:
+    n = 40_000
+    found = scenes.statistics(make(n), cameras(8))
+    assert float(found.visible_share.mean()) == pytest.approx(visible, rel=0.1)
+    assert float(found.intersections.double().mean()) / n == pytest.approx(tiles, rel=0.1)
+
+
+def test_statistics_are_those_of_the_call() -> None:
+    scene, cameras = scenes.room(3000), scenes.room_cameras(3, 100, 70)
+    found = scenes.statistics(scene, cameras)
+    _, _, meta = rapfast.rasterization(
+        scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, cameras.viewmats, cameras.Ks, 100, 70,
+        sh_degree=3, packed=False,
+    )  # fmt: skip
+    assert found.intersections.tolist() == meta["tiles_per_gauss"].sum(1).tolist()
+    visible = (meta["radii"] > 0).all(-1).double().mean(1)
+    torch.testing.assert_close(found.visible_share, visible)
+
+
+@pytest.mark.parametrize("make", [scenes.room, scenes.outdoor])
+def test_scenes_are_seeded_and_valid(make) -> None:
+    first, again, other = make(5000), make(5000), make(5000, seed=1)
+    assert len(first) == 5000 and first.sh_degree == 3 and first.dtype == torch.float32
+    assert first.valid().all()
+    for name in ("means", "quats", "scales", "opacities", "sh"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("cameras", [scenes.room_cameras, scenes.outdoor_cameras])
+def test_the_views_of_a_batch_are_the_first_of_a_larger_one(cameras) -> None:
+    many, few = cameras(8, 64, 48), cameras(2, 64, 48)
+    assert torch.equal(many.viewmats[:2], few.viewmats) and torch.equal(many.Ks[:2], few.Ks)
+
+
+def test_garden_repeats_the_points_near_the_origin(tmp_path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    points = np.array([[0.0, 1.0, 2.0], [-2.0, 0.5, 0.0], [2.1, 0.0, 0.0]])  # the last lies outside
+    viewmats = np.tile(np.eye(4), (3, 1, 1)) + 0.1 * rng.random((3, 4, 4))
+    Ks = np.tile(np.array([[500.0, 0, 320], [0, 500, 200], [0, 0, 1]]), (3, 1, 1))
+    path = tmp_path / "garden.npz"
+    colors = np.array([[0, 127.5, 255], [51, 51, 51], [9, 9, 9]])
+    np.savez(path, means3d=points, colors=colors, viewmats=viewmats, Ks=Ks, width=640, height=400)
+
+    scene = scenes.garden(path)
+    assert len(scene) == 2 * 25 and scene.valid().all()
+    # tile by tile in x, then y; the middle one is the original
+    assert torch.equal(scene.means[24:26], torch.tensor(points[:2], dtype=torch.float32))
+    assert scene.means[:2, 0].tolist() == [-8.0, -10.0] and scene.means[:2, 1].tolist() == [-7.0, -7.5]
+    assert scene.means[2:4, 1].tolist() == [-3.0, -3.5] and scene.means[-1].tolist() == [6.0, 8.5, 0.0]
+    torch.testing.assert_close(scene.sh[0::2, 0], torch.tensor([-0.5, 0.0, 0.5]).expand(25, 3) / 0.28209)
+    assert float(scene.scales.min()) >= 1e-4 and float(scene.scales.max()) <= 0.02
+
+    cameras = scenes.garden_cameras(path, 4, 320, 100)
+    torch.testing.assert_close(cameras.Ks[0], torch.tensor([[250.0, 0, 160], [0, 125, 50], [0, 0, 1]]))
+    torch.testing.assert_close(cameras.viewmats[3, 0, 3], torch.tensor(viewmats[0, 0, 3] + 0.09, dtype=torch.float32))
+    assert torch.equal(cameras.viewmats[3, 1:], cameras.viewmats[0, 1:])
+
+    monkeypatch.setenv(cases.GARDEN_VARIABLE, str(path))
+    assert cases.garden_path() == str(path)
+    monkeypatch.setenv(cases.GARDEN_VARIABLE, str(tmp_path / "absent.npz"))
+    with pytest.raises(FileNotFoundError, match="RAPFAST_GARDEN must name gsplat's test_garden.npz, got"):
+        cases.garden_path()
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def test_psnr_is_of_the_worst_view_and_nan_is_not_good() -> None:
+    truth = torch.zeros(2, 4, 4, 3)
+    images = truth.clone()
+    assert measure.psnr(images, truth) == 200.0
+    images[1] += 0.01
+    assert measure.psnr(images, truth) == pytest.approx(40.0, abs=1e-4)
+    images[0, 0, 0, 0] = math.nan
+    assert math.isnan(measure.psnr(images, truth)) and not measure.psnr(images, truth) >= measure.MIN_PSNR
+    with pytest.raises(ValueError, match=r"images must be \[2, 4, 4, 3\] as the truth is, got \[1, 4, 4, 3\]"):
+        measure.psnr(images[:1], truth)
+
+
+def test_at_least_15_rounds_of_what_is_fast() -> None:
+    for device in ("cpu", "cuda"):
+        assert measure.rounds_for(0.4, device, 50) == (5, 15)
+        assert measure.rounds_for(1e-4, device, 50) == (5, 50)
+        assert measure.rounds_for(10.0, device, 50) == (0, 1)
+        assert measure.rounds_for(1e-4, device, 2) == (2, 2)
+
+
+def test_peak_counts_what_a_call_touches() -> None:
+    found = measure.peak_mib(lambda: torch.ones(32 << 18).sum(), "cpu")
+    if found is None:
+        pytest.skip("the high-water mark of the resident set can not be reset here")
+    assert 30 <= found <= 48
+
+
+class _Event:
+    """A CUDA event on a queue that has worked 2 ms more at each record."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at, self.waited = 0.0, False
+
+    def record(self) -> None:
+        _Event.now += 2.0
+        self.at, self.waited = _Event.now, False
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+    def elapsed_time(self, end: _Event) -> float:
+        assert end.waited, "the time is asked for before the event has happened"
+        return end.at - self.at
+
+
+def test_the_cuda_clock_gives_seconds_between_events(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(measure, "_events", [])
+    for _ in range(3):
+        start = measure.cuda_clock()
+        end = measure.cuda_clock()
+        assert end - start == pytest.approx(2e-3)
+
+
+@pytest.mark.cuda
+def test_clock_and_memory_on_a_gpu() -> None:
+    a = torch.ones(4096, 4096, device="cuda")
+    a @ a
+    start = measure.cuda_clock()
+    for _ in range(20):
+        a @ a
+    end = measure.cuda_clock()
+    took = end - start
+    start = measure.cuda_clock()
+    a @ a
+    end = measure.cuda_clock()
+    assert 0 < end - start < took < 10.0
+    assert measure.peak_mib(lambda: a + 1, "cuda") == 64.0
+
+
+@pytest.fixture(scope="module")
+def reduced_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON of the reduced suite's smallest case, two rounds each."""
+    path = tmp_path_factory.mktemp("bench") / "run.json"
+    command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", f"--benchmark-json={path}"]
+    command += ["--device", "cpu", "--scale", "reduced", "--rounds", "2", "-k", "room-20k"]
+    env = {**os.environ, "RAPFAST_COMMIT": "0123456789abcdef"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(path.read_text())
+
+
+def test_records_of_a_reduced_run(reduced_run: dict[str, Any]) -> None:
+    records = {(r["extra_info"]["backend"], r["extra_info"]["batch"]): r for r in reduced_run["benchmarks"]}
+    assert set(records) == {("reference", 1), ("rapfast", 1), ("rapfast", 4)}
+    for (backend, batch), record in records.items():
+        info = record["extra_info"]
+        assert (info["case"], info["direction"], info["scale"]) == ("room-20k-214x120", "fwd", "reduced")
+        assert (info["n_gaussians"], info["width"], info["height"], info["channels"]) == (20_000, 214, 120, 3)
+        assert info["ms_per_view"] == pytest.approx(1e3 * record["stats"]["median"] / batch)
+        assert 0 < info["visible_share"] < 0.2 and 1000 < info["intersections_per_view"] < 10_000
+        assert info["peak_mib"] is None or info["peak_mib"] >= 0
+        if backend == "rapfast":
+            assert set(info["stages"]) == set(report.STAGES) and all(ms > 0 for ms in info["stages"].values())
+            assert info["psnr_against"] == "reference" and info["psnr_db"] >= measure.MIN_PSNR
+        else:
+            assert info["stages"] is None and info["psnr_db"] is None
+
+
+def test_the_run_tells_the_machine_but_not_the_host(reduced_run: dict[str, Any]) -> None:
+    machine = reduced_run["machine_info"]
+    assert machine["gpu"] is None and machine["scale"] == "reduced"
+    assert machine["versions"]["rapfast"] == rapfast.__version__ and machine["versions"]["torch"] == torch.__version__
+    assert set(machine["cpu"]) == {"name", "cores", "arch"} and "node" not in machine
+    assert reduced_run["commit_info"]["id"] == "0123456789abcdef" and reduced_run["commit_info"]["project"] == "rapfast"
+
+
+def test_the_report_reads_a_real_run(reduced_run: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(reduced_run))
+    run = report.read_run(path)
+    table = report.forward_table(run)
+    assert "| room-20k-214x120 | 4 |" in table and "reference" in table and "gsplat" not in table
+    assert "composite" in report.stage_table(run)
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def _record(case: str, backend: str, batch: int, ms: float, **more: Any) -> dict[str, Any]:
+    size = (1708, 960) if "1708x960" in case else (854, 480)
+    info = {
+        "case": case, "backend": backend, "batch": batch, "direction": "fwd", "ms_per_view": ms,
+        "peak_mib": 100.0 * batch, "n_gaussians": 200_000 if "200k" in case else 500_000,
+        "width": size[0], "height": size[1], "channels": 3,
+        "visible_share": 0.06, "intersections_per_view": 80_400.0, "stages": None, "threads": 2, **more,
+    }  # fmt: skip
+    return {"extra_info": info}
+
+
+def _gpu_run(time: str = "2026-01-02T03:04:05+00:00", faster: float = 4.0) -> dict[str, Any]:
+    stages = {"project": 0.01, "color": 0.01, "bin": 0.015, "blend": 0.03, "composite": 0.005}
+    benchmarks = []
+    for case in ("room-200k-854x480", "room-500k-854x480"):
+        for batch, ms in ((1, 0.4), (8, 0.28), (32, 0.22)):
+            benchmarks += [_record(case, "gsplat", batch, ms)]
+            benchmarks += [_record(case, "rapfast", batch, ms / faster, peak_mib=5.5 * batch, stages=stages)]
+    benchmarks += [_record("room-500k-854x480", "gsplat-loop", 8, 1.07)]
+    benchmarks += [_record("room-500k-1708x960", b, 8, ms) for b, ms in (("gsplat", 0.6), ("rapfast", 0.2))]
+    benchmarks += [_record(report.CPU_CASE, b, 1, ms) for b, ms in (("reference", 3000), ("rapfast", 60))]
+    versions = {"rapfast": "0.1.0", "torch": "2.11.0", "gsplat": "1.5.3", "cuda": "13.0", "numpy": "2.0"}
+    return {
+        "machine_info": {
+            "gpu": {"name": "NVIDIA H200", "driver": "580.65"},
+            "cpu": {"name": "Fast(R) CPU @ 3GHz", "cores": 16},
+            "versions": versions,
+            "scale": "full",
+        },
+        "commit_info": {"id": "0123456789abcdef"},
+        "datetime": time,
+        "benchmarks": benchmarks,
+    }
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A folder with what the report reads and writes."""
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "run.json").write_text(json.dumps(_gpu_run()))
+    for path, markers in (("docs/benchmarks.md", report.DOCS_MARKERS), ("README.md", report.README_MARKERS)):
+        (tmp_path / path).write_text(f"before\n\n{markers[0]}\nold table\n{markers[1]}\n\nafter\n")
+    return tmp_path
+
+
+def _report(repository: Path, *arguments: str) -> int:
+    return report.main(["--root", str(repository), *arguments])
+
+
+def test_save_names_the_file_by_machine_and_day(repository: Path) -> None:
+    assert _report(repository, "save", str(repository / "run.json")) == 0
+    assert _report(repository, "save", str(repository / "run.json")) == 0
+    names = sorted(path.name for path in (repository / "bench" / "results").iterdir())
+    assert names == ["nvidia-h200-2026-01-02-2.json", "nvidia-h200-2026-01-02.json"]
+    saved = json.loads((repository / "bench" / "results" / names[0]).read_text())
+    assert saved == _gpu_run()
+
+
+def test_a_cpu_run_is_named_by_its_processor(repository: Path) -> None:
+    data = _gpu_run()
+    data["machine_info"]["gpu"] = None
+    (repository / "run.json").write_text(json.dumps(data))
+    assert _report(repository, "save", str(repository / "run.json")) == 0
+    assert [p.name for p in (repository / "bench" / "results").iterdir()] == ["fast-cpu-3ghz-2026-01-02.json"]
+
+
+def test_report_writes_the_tables(repository: Path) -> None:
+    _report(repository, "save", str(repository / "run.json"))
+    assert _report(repository, "--no-plots") == 0
+    readme = (repository / "README.md").read_text()
+    assert readme.startswith("before\n\n<!-- benchmark table -->") and readme.endswith("-->\n\nafter\n")
+    assert "old table" not in readme
+    assert "| ms per view, batch of 8 | gsplat 1.5.3 | rapfast | times faster |" in readme
+    assert "| room-500k-854x480 | 0.280 | 0.070 | 4.00 |" in readme
+    assert "1708x960" not in readme  # measured for the plot alone
+    assert "60.0 ms (bar 250 ms: met), 50.0 times the float32 reference, 3,000 ms (bar 20: met)" in readme
+
+    docs = (repository / "docs" / "benchmarks.md").read_text()
+    assert "### NVIDIA H200" in docs and "driver 580.65, CUDA 13.0" in docs and "(0123456789)" in docs
+    assert "| room-500k-854x480 | 8 | 6.0 % | 0.080 M | 0.280 | 1.07 | 0.070 | 4.00 | 800 | 44.0 |" in docs
+    assert "| room-200k-854x480 | 1 | 6.0 % | 0.080 M | 0.400 | – | 0.100 | 4.00 | 100 | 5.50 |" in docs
+    assert "| room-200k-854x480 | 8 | 0.010 | 0.010 | 0.015 | 0.030 | 0.005 |" in docs
+    before = docs
+    assert _report(repository, "--no-plots") == 0
+    assert (repository / "docs" / "benchmarks.md").read_text() == before
+
+
+def test_the_newest_run_of_a_machine_counts_whole(repository: Path) -> None:
+    results = repository / "bench" / "results"
+    (results / "z.json").write_text(json.dumps(_gpu_run("2026-01-01T00:00:00+00:00", faster=2.0)))
+    (results / "a.json").write_text(json.dumps(_gpu_run("2026-01-03T00:00:00+00:00", faster=5.0)))
+    runs = report.newest_runs(results)
+    assert len(runs) == 1 and runs[0].ratio("room-200k-854x480", 8, "gsplat") == pytest.approx(5.0)
+
+
+def test_missed_bars_are_called_missed(repository: Path) -> None:
+    data = _gpu_run()
+    for record in data["benchmarks"]:
+        if (record["extra_info"]["case"], record["extra_info"]["backend"]) == (report.CPU_CASE, "rapfast"):
+            record["extra_info"]["ms_per_view"] = 300.0
+    (repository / "run.json").write_text(json.dumps(data))
+    sentence = report.cpu_sentence(report.read_run(repository / "run.json"))
+    assert "300 ms (bar 250 ms: missed), 10.0 times the float32 reference, 3,000 ms (bar 20: missed)" in sentence
+
+
+def test_problems_are_told_in_sentences(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _report(repository) == 1
+    assert "holds no run: python bench/report.py save RUN.json puts one there" in capsys.readouterr().err
+    _report(repository, "save", str(repository / "run.json"))
+    (repository / "README.md").write_text("no markers")
+    assert _report(repository, "--no-plots") == 1
+    assert "README.md must hold the lines <!-- benchmark table --> and" in capsys.readouterr().err
+    assert (repository / "README.md").read_text() == "no markers"
+    assert "NVIDIA H200" in (repository / "docs" / "benchmarks.md").read_text()  # the rest was written
+    (repository / "run.json").write_text('{"benchmarks": []}')
+    assert _report(repository, "save", str(repository / "run.json")) == 1
+    assert "run.json: not a run of this suite: 'machine_info' is missing" in capsys.readouterr().err
+
+
+def test_plots_show_time_against_gaussians_batch_and_pixels(repository: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots are made with matplotlib, of the extra bench")
+    _report(repository, "save", str(repository / "run.json"))
+    assert _report(repository) == 0
+    path = repository / "docs" / "benchmarks-nvidia-h200.svg"
+    drawn = path.read_bytes()
+    assert b"<svg" in drawn
+    assert "(benchmarks-nvidia-h200.svg)" in (repository / "docs" / "benchmarks.md").read_text()
+    path.unlink()
+    assert _report(repository) == 0
+    assert path.read_bytes() == drawn
