@@ -21,7 +21,7 @@ from .render import Options, render_batches
 
 @dataclass(kw_only=True)
 class Demo(Command):
-    """Make a furnished room of Gaussians and render it: pictures, a contact sheet, a film of a walk around.
+    """Make a furnished room of Gaussians and render it to pictures, a contact sheet and a film.
 
     By example:
 
@@ -60,7 +60,7 @@ class Demo(Command):
     batch: int = 8
     """Views rendered in one call."""
 
-    video: bool = True
+    no_video: bool = False
     """Leave the film out."""
 
     save_scene: bool = False
@@ -83,8 +83,8 @@ class Demo(Command):
         if not 0 < self.fps <= 1000:
             raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps:g}")
         device = parse_device(self.device)
-        film = self.video and importlib.util.find_spec("av") is not None
-        if self.video and not film:
+        film = not self.no_video and importlib.util.find_spec("av") is not None
+        if not film and not self.no_video:
             print("note: no film, as PyAV is not installed: pip install 'rapfast[video]'", file=sys.stderr)
         folder = prepare_folder(self.out, self.overwrite)
         start = time.perf_counter()
