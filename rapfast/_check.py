@@ -42,23 +42,29 @@ def floating_tensor(name: str, value: object, shape: str) -> Tensor:
 def tensor_like(name: str, value: object, shapes: Sequence[tuple[object, ...]], like: Tensor, like_name: str) -> Tensor:
     """A dense tensor of one of ``shapes`` (an entry that is not a number matches any size), with the dtype and
     device of ``like``."""
+    if (
+        isinstance(value, Tensor)
+        and value.dtype == like.dtype
+        and value.device == like.device
+        and value.layout == torch.strided
+        and any(_matches(value.shape, shape) for shape in shapes)
+    ):
+        return value
     wanted = " or ".join(_shape(shape) for shape in shapes)
-    expected = f"{_dtype(like.dtype)} {wanted} on {like.device} (as {like_name})"
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be {expected}, got {describe(value)}")
-    if value.dtype != like.dtype or value.layout != torch.strided:
-        raise TypeError(f"{name} must be {expected}, got {describe(value)}")
-    if value.device != like.device:
-        raise ValueError(f"{name} must be {expected}, got {describe(value)}")
-    if not any(_matches(value.shape, shape) for shape in shapes):
-        raise ValueError(f"{name} must be {expected}, got {describe(value)}")
-    return value
+    message = (
+        f"{name} must be {_dtype(like.dtype)} {wanted} on {like.device} (as {like_name}), got {describe(value)}"
+    )
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        message += f" of layout {value.layout}"
+    if not isinstance(value, Tensor) or value.dtype != like.dtype or value.layout != torch.strided:
+        raise TypeError(message)
+    raise ValueError(message)
 
 
 def _matches(shape: torch.Size, pattern: tuple[object, ...]) -> bool:
-    return len(shape) == len(pattern) and all(
-        not isinstance(want, int) or want == have for have, want in zip(shape, pattern, strict=True)
-    )
+    if len(shape) != len(pattern):
+        return False
+    return all(not (want != have and isinstance(want, int)) for have, want in zip(shape, pattern, strict=True))
 
 
 def integer(name: str, value: object, low: int, high: int, unit: str = "") -> int:

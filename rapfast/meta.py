@@ -6,8 +6,9 @@ from the records the call kept and never from its inputs, which an optimizer may
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,13 +21,21 @@ from rapfast.ops.project import Records
 _FIELD = {name: column for column, name in enumerate(RECORD_FIELDS)}
 
 
+_LAZY = object()
+"""Stands in a Meta for an entry that has not been asked for."""
+
+
 class Meta(dict):
-    """A dict whose entries may be functions that are called, once, on the first look."""
+    """A dict some of whose entries are made, once, on the first look."""
+
+    def __init__(self, entries: dict[str, Any], maker: _Maker | None = None) -> None:
+        super().__init__(entries)
+        self._maker = maker
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
-        if isinstance(value, _Lazy):
-            value = value.make()
+        if value is _LAZY:
+            value = getattr(self._maker, key)
             super().__setitem__(key, value)
         return value
 
@@ -35,7 +44,10 @@ class Meta(dict):
         return super().__iter__()
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self.get(key, default)
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
     def pop(self, key: str, *default: Any) -> Any:
         if key in self:
@@ -60,7 +72,7 @@ class Meta(dict):
         return ItemsView(self)
 
     def copy(self) -> Meta:
-        return Meta(super().items())
+        return Meta(dict(super().items()), self._maker)
 
     def __repr__(self) -> str:
         return f"Meta({', '.join(self)})"
@@ -69,9 +81,134 @@ class Meta(dict):
         return dict, (dict(self.items()),)
 
 
-class _Lazy:
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
+class _Maker:
+    """Makes each lazy entry, under the entry's name, from the records of one call."""
+
+    def __init__(
+        self,
+        make_records: Callable[[], Records],
+        device: torch.device,
+        batch_dims: tuple[int, ...],
+        n_cameras: int,
+        n_gaussians: int,
+        width: int,
+        height: int,
+        packed: bool,
+    ) -> None:
+        self._make_records = make_records
+        self._device = device
+        self._n_cameras = n_cameras
+        self._n_gaussians = n_gaussians
+        self._image_dims = (*batch_dims, n_cameras)
+        self._n_images = math.prod(self._image_dims)
+        self._tiles_x, self._tiles_y = tile_grid(width, height)
+        self._packed = packed
+
+    @cached_property
+    def _projected(self) -> Records:
+        return self._make_records()
+
+    @cached_property
+    def _image_ids(self) -> Tensor:
+        counts = self._projected.image_offsets.diff()
+        return torch.repeat_interleave(torch.arange(self._n_images, device=self._device), counts)
+
+    def _per_record(self, values: Tensor) -> Tensor:
+        if self._packed:
+            return values.clone()
+        out = values.new_zeros((self._n_images * self._n_gaussians, *values.shape[1:]))
+        out[self._image_ids * self._n_gaussians + self._projected.gaussian_ids] = values
+        return out.reshape(*self._image_dims, self._n_gaussians, *values.shape[1:])
+
+    def _column(self, first: str, last: str | None = None) -> Tensor:
+        if last is None:
+            return self._per_record(self._projected.records[:, _FIELD[first]])
+        return self._per_record(self._projected.records[:, _FIELD[first] : _FIELD[last] + 1])
+
+    @property
+    def batch_ids(self) -> Tensor:
+        return self._image_ids // self._n_cameras
+
+    @property
+    def camera_ids(self) -> Tensor:
+        return self._image_ids % self._n_cameras
+
+    @property
+    def gaussian_ids(self) -> Tensor:
+        return self._projected.gaussian_ids.long()
+
+    @property
+    def radii(self) -> Tensor:
+        return self._per_record(self._projected.radii)
+
+    @property
+    def means2d(self) -> Tensor:
+        return self._column("x", "y")
+
+    @property
+    def depths(self) -> Tensor:
+        return self._column("depth")
+
+    @property
+    def conics(self) -> Tensor:
+        return self._column("conic_a", "conic_c")
+
+    @property
+    def opacities(self) -> Tensor:
+        return self._column("opacity")
+
+    @property
+    def _boxes(self) -> Tensor:
+        """[M, 4] tile columns [x0, x1) and rows [y0, y1) of each record's box."""
+        means2d, radii = self._projected.records[:, :2], self._projected.radii
+        low = torch.floor(means2d / TILE_SIZE - radii / TILE_SIZE)
+        high = torch.ceil(means2d / TILE_SIZE + radii / TILE_SIZE)
+        limit = means2d.new_tensor([self._tiles_x, self._tiles_y])
+        return torch.cat([low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)], dim=1).long()
+
+    @property
+    def tiles_per_gauss(self) -> Tensor:
+        x0, y0, x1, y1 = self._boxes.unbind(1)
+        return self._per_record(((x1 - x0) * (y1 - y0)).to(torch.int32))
+
+    @property
+    def isect_ids(self) -> Tensor:
+        return self._intersections[0]
+
+    @property
+    def flatten_ids(self) -> Tensor:
+        return self._intersections[1]
+
+    @property
+    def isect_offsets(self) -> Tensor:
+        return self._intersections[2]
+
+    @cached_property
+    def _intersections(self) -> tuple[Tensor, Tensor, Tensor]:
+        projected, tiles_x, n_tiles = self._projected, self._tiles_x, self._tiles_x * self._tiles_y
+        x0, y0, x1, y1 = self._boxes.unbind(1)
+        counts = (x1 - x0) * (y1 - y0)
+        depths = projected.records[:, _FIELD["depth"]]
+        # Emitted front to back, then sorted stably by tile: within a tile the order is the one drawn in, depths as
+        # real numbers (their bits would put negative ones last) and ties by Gaussian.
+        order = torch.sort(depths, stable=True).indices
+        ends = counts[order].cumsum(0)
+        row = torch.repeat_interleave(order, counts[order])
+        first = torch.repeat_interleave(ends - counts[order], counts[order])
+        place = torch.arange(row.shape[0], device=self._device) - first
+        columns = (x1 - x0)[row]
+        tile = (y0[row] + place // columns) * tiles_x + x0[row] + place % columns
+        image = self._image_ids[row]
+        image_tile, order = torch.sort(image * n_tiles + tile, stable=True)
+        row, tile, image = row[order], tile[order], image[order]
+        # gsplat's key: image | tile | the 32 bits of the depth.
+        depth_bits = depths[row].float().view(torch.int32).long() & 0xFFFFFFFF
+        keys = (image << (32 + n_tiles.bit_length())) | (tile << 32) | depth_bits
+        # What flatten_ids index: rows of the packed tensors, or of the dense ones flattened.
+        flat = row if self._packed else image * self._n_gaussians + projected.gaussian_ids[row]
+        offsets = torch.bincount(image_tile, minlength=self._n_images * n_tiles)
+        offsets = (offsets.cumsum(0) - offsets).to(torch.int32)
+        return keys, flat.to(torch.int32), offsets.reshape(*self._image_dims, self._tiles_y, tiles_x)
 
 
 def build_meta(
@@ -92,101 +229,31 @@ def build_meta(
     Packed, per-record tensors are [M, ...] in order of image, then Gaussian. Dense, they are [..., C, N, ...] and
     0 where the Gaussian is not visible. The tile entries follow gsplat's bounding-box rule.
     """
-    batch = 1
-    for n in batch_dims:
-        batch *= n
-    n_images = batch * n_cameras
+    maker = _Maker(make_records, n_invalid.device, batch_dims, n_cameras, n_gaussians, width, height, packed)
+    ids = _LAZY if packed else None
     tiles_x, tiles_y = tile_grid(width, height)
-
-    @functools.cache
-    def projected() -> Records:
-        return make_records()
-
-    def per_record(values: Tensor) -> Tensor:
-        return values.clone() if packed else dense(values)
-
-    def dense(values: Tensor) -> Tensor:
-        out = values.new_zeros((n_images * n_gaussians, *values.shape[1:]))
-        out[image_ids() * n_gaussians + projected().gaussian_ids] = values
-        return out.reshape(*batch_dims, n_cameras, n_gaussians, *values.shape[1:])
-
-    def image_ids() -> Tensor:
-        counts = projected().image_offsets.diff()
-        return torch.repeat_interleave(torch.arange(n_images, device=n_invalid.device), counts)
-
-    def flat_ids() -> Tensor:
-        """What flatten_ids index: rows of the packed tensors, or of the dense ones flattened."""
-        if packed:
-            return torch.arange(projected().records.shape[0], dtype=torch.int32, device=n_invalid.device)
-        return (image_ids() * n_gaussians + projected().gaussian_ids).to(torch.int32)
-
-    def boxes() -> Tensor:
-        """[M, 4] tile columns [x0, x1) and rows [y0, y1) of each record's box."""
-        low = torch.floor(projected().records[:, :2] / TILE_SIZE - projected().radii / TILE_SIZE)
-        high = torch.ceil(projected().records[:, :2] / TILE_SIZE + projected().radii / TILE_SIZE)
-        limit = projected().records.new_tensor([tiles_x, tiles_y])
-        return torch.cat([low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)], dim=1).long()
-
-    def tiles_per_record() -> Tensor:
-        x0, y0, x1, y1 = boxes().unbind(1)
-        return (x1 - x0) * (y1 - y0)
-
-    def intersections() -> tuple[Tensor, Tensor, Tensor]:
-        x0, y0, x1, _ = boxes().unbind(1)
-        counts = tiles_per_record()
-        depths = projected().records[:, _FIELD["depth"]]
-        # Emitted front to back, then sorted stably by tile: within a tile the order is the one drawn in, depths as
-        # real numbers (their bits would put negative ones last) and ties by Gaussian.
-        order = torch.sort(depths, stable=True).indices
-        ends = counts[order].cumsum(0)
-        row = torch.repeat_interleave(order, counts[order])
-        first = torch.repeat_interleave(ends - counts[order], counts[order])
-        place = torch.arange(row.shape[0], device=n_invalid.device) - first
-        columns = (x1 - x0)[row]
-        tile = (y0[row] + place // columns) * tiles_x + x0[row] + place % columns
-        image = image_ids()[row]
-        image_tile, order = torch.sort(image * (tiles_x * tiles_y) + tile, stable=True)
-        row, tile, image = row[order], tile[order], image[order]
-        # gsplat's key: image | tile | the 32 bits of the depth.
-        tile_bits = (tiles_x * tiles_y).bit_length()
-        depth_bits = depths[row].float().view(torch.int32).long() & 0xFFFFFFFF
-        keys = (image << (32 + tile_bits)) | (tile << 32) | depth_bits
-        offsets = torch.bincount(image_tile, minlength=n_images * tiles_x * tiles_y)
-        offsets = (offsets.cumsum(0) - offsets).to(torch.int32)
-        return keys, flat_ids()[row], offsets.reshape(*batch_dims, n_cameras, tiles_y, tiles_x)
-
-    meta = Meta()
-
-    def lazy(key: str, make: Callable[[], Any]) -> None:
-        meta[key] = _Lazy(make)
-
-    def column(name: str) -> Callable[[], Tensor]:
-        return lambda: per_record(projected().records[:, _FIELD[name]])
-
-    def intersection(index: int) -> Callable[[], Tensor]:
-        def make() -> Tensor:
-            for key, value in zip(("isect_ids", "flatten_ids", "isect_offsets"), intersections(), strict=True):
-                dict.__setitem__(meta, key, value)
-            return dict.__getitem__(meta, ("isect_ids", "flatten_ids", "isect_offsets")[index])
-
-        return make
-
-    if packed:
-        lazy("batch_ids", lambda: image_ids() // n_cameras)
-        lazy("camera_ids", lambda: image_ids() % n_cameras)
-        lazy("gaussian_ids", lambda: projected().gaussian_ids.long())
-    else:
-        meta.update(batch_ids=None, camera_ids=None, gaussian_ids=None)
-    lazy("radii", lambda: per_record(projected().radii))
-    lazy("means2d", lambda: per_record(projected().records[:, :2]))
-    lazy("depths", column("depth"))
-    lazy("conics", lambda: per_record(projected().records[:, _FIELD["conic_a"] : _FIELD["conic_c"] + 1]))
-    lazy("opacities", column("opacity"))
-    meta.update(tile_width=tiles_x, tile_height=tiles_y)
-    lazy("tiles_per_gauss", lambda: per_record(tiles_per_record().to(torch.int32)))
-    lazy("isect_ids", intersection(0))
-    lazy("flatten_ids", intersection(1))
-    lazy("isect_offsets", intersection(2))
-    meta.update(width=width, height=height, tile_size=TILE_SIZE, n_batches=batch, n_cameras=n_cameras)
-    meta["n_invalid"] = n_invalid.reshape(*batch_dims, n_cameras)
-    return meta
+    return Meta(
+        {
+            "batch_ids": ids,
+            "camera_ids": ids,
+            "gaussian_ids": ids,
+            "radii": _LAZY,
+            "means2d": _LAZY,
+            "depths": _LAZY,
+            "conics": _LAZY,
+            "opacities": _LAZY,
+            "tile_width": tiles_x,
+            "tile_height": tiles_y,
+            "tiles_per_gauss": _LAZY,
+            "isect_ids": _LAZY,
+            "flatten_ids": _LAZY,
+            "isect_offsets": _LAZY,
+            "width": width,
+            "height": height,
+            "tile_size": TILE_SIZE,
+            "n_batches": math.prod(batch_dims),
+            "n_cameras": n_cameras,
+            "n_invalid": n_invalid.reshape(*batch_dims, n_cameras),
+        },
+        maker,
+    )

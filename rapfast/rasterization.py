@@ -295,7 +295,11 @@ def _rapfast(
         """Leading batch dimensions as one, in memory order."""
         if tensor is None:
             return None
-        return tensor.detach().reshape(b, *tensor.shape[len(batch_dims) :]).contiguous()
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        if not batch_dims:
+            return tensor.contiguous().unsqueeze(0)
+        return tensor.reshape(b, *tensor.shape[len(batch_dims) :]).contiguous()
 
     means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = map(flat, inputs)
     if backgrounds is not None:
