@@ -42,7 +42,7 @@ struct RenderParams {
   float* alphas;   // [I, H, W]
   char* state;     // [state_layout(sizes).size]
   char* scratch;   // [scratch_size(sizes)]
-  int64_t* counts; // [2] page-locked host memory: records and intersections wanted
+  int64_t* counts; // [2] on the host: records and intersections wanted
   // [6] events on the host, or null: recorded before the first stage and after each, for benchmarks.
   const cudaEvent_t* stage_events;
 };

@@ -8,6 +8,7 @@
 #include <thrust/iterator/permutation_iterator.h>
 
 #include "check.cuh"
+#include "cub_bytes.h"
 #include "scratch.h"
 
 namespace rapfast {
@@ -190,13 +191,19 @@ BinScratch bin_scratch(Arena& arena, int64_t record_capacity, int64_t capacity) 
   s.starts = arena.take<uint32_t>(record_capacity);
   for (auto& keys : s.tile_keys) keys = arena.take<uint32_t>(capacity);
   s.values = arena.take<int32_t>(capacity);
-  size_t bytes = 0;
-  check(sort_depths(nullptr, bytes, s, record_capacity, nullptr), "sort by depth");
-  s.cub_bytes = bytes;
-  check(scan_starts(nullptr, bytes, s, record_capacity, nullptr), "scan of tile counts");
-  s.cub_bytes = max_of(s.cub_bytes, bytes);
-  check(sort_tiles(nullptr, bytes, s, nullptr, capacity, 32, nullptr), "sort by tile");
-  s.cub_bytes = max_of(s.cub_bytes, bytes);
+  struct DepthSort;
+  struct Scan;
+  struct TileSort;
+  s.cub_bytes = cub_bytes<DepthSort>(record_capacity, "sort by depth", [&](size_t& bytes) {
+    return sort_depths(nullptr, bytes, s, record_capacity, nullptr);
+  });
+  const size_t scan = cub_bytes<Scan>(record_capacity, "scan of tile counts", [&](size_t& bytes) {
+    return scan_starts(nullptr, bytes, s, record_capacity, nullptr);
+  });
+  const size_t tiles = cub_bytes<TileSort>(capacity, "sort by tile", [&](size_t& bytes) {
+    return sort_tiles(nullptr, bytes, s, nullptr, capacity, 32, nullptr);
+  });
+  s.cub_bytes = max_of(s.cub_bytes, max_of(scan, tiles));
   s.cub = arena.take<char>(int64_t(s.cub_bytes));
   return s;
 }

@@ -10,6 +10,7 @@
 #include <thrust/iterator/transform_iterator.h>
 
 #include "check.cuh"
+#include "cub_bytes.h"
 #include "scratch.h"
 
 namespace rapfast {
@@ -172,7 +173,10 @@ ProjectScratch project_scratch(Arena& arena, int64_t n_images, int64_t n_gaussia
   s.image_ids = arena.take<int32_t>(record_capacity);
   s.ballots = arena.take<uint32_t>(n_words);
   s.word_offsets = arena.take<uint32_t>(n_words);
-  check(scan_ballots(nullptr, s.cub_bytes, nullptr, nullptr, n_words, nullptr), "scan of ballots");
+  struct Scan;
+  s.cub_bytes = cub_bytes<Scan>(n_words, "scan of ballots", [&](size_t& bytes) {
+    return scan_ballots(nullptr, bytes, nullptr, nullptr, n_words, nullptr);
+  });
   s.cub = arena.take<char>(int64_t(s.cub_bytes));
   return s;
 }

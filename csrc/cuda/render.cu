@@ -1,5 +1,7 @@
 #include "../render.h"
 
+#include <map>
+
 #include "check.cuh"
 #include "scratch.h"
 
@@ -24,15 +26,22 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   return scratch;
 }
 
-// One event per thread and device, made on first use: creating one costs more than recording it.
-cudaEvent_t counts_event(int device) {
-  constexpr int kMaxDevices = 64;
-  thread_local cudaEvent_t events[kMaxDevices] = {};
-  if (device >= kMaxDevices) throw std::runtime_error("rapfast: device ordinals above 63 are not supported");
-  if (events[device] == nullptr) {
-    check(cudaEventCreateWithFlags(&events[device], cudaEventDisableTiming), "cudaEventCreate");
-  }
-  return events[device];
+// Where the counts of a thread's call arrive: page-locked memory and an event, made on the thread's
+// first call on a device, since making them costs more than all else here. They are never given back:
+// a thread may end after the CUDA runtime has.
+struct Mailbox {
+  cudaEvent_t arrived;
+  Counts* counts;
+};
+
+Mailbox& mailbox(int device) {
+  thread_local std::map<int, Mailbox> mailboxes;
+  const auto found = mailboxes.find(device);
+  if (found != mailboxes.end()) return found->second;
+  Mailbox made;
+  check(cudaEventCreateWithFlags(&made.arrived, cudaEventDisableTiming), "cudaEventCreate");
+  check(cudaMallocHost(&made.counts, sizeof(Counts)), "cudaMallocHost");
+  return mailboxes[device] = made;
 }
 
 }  // namespace
@@ -121,10 +130,10 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   bin_cuda(bin, scratch.bin, scratch.project.image_ids, scratch.counts, stream);
   mark();
 
-  check(cudaMemcpyAsync(params.counts, scratch.counts, sizeof(Counts), cudaMemcpyDeviceToHost, stream),
+  const Mailbox& box = mailbox(device);
+  check(cudaMemcpyAsync(box.counts, scratch.counts, sizeof(Counts), cudaMemcpyDeviceToHost, stream),
         "copy of the counts");
-  const cudaEvent_t counted = counts_event(device);
-  check(cudaEventRecord(counted, stream), "cudaEventRecord");
+  check(cudaEventRecord(box.arrived, stream), "cudaEventRecord");
 
   BlendParams<float> blend;
   blend.n_images = n_images;
@@ -148,7 +157,9 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   if (params.with_composite) composite_cuda(params.composite, stream);
   mark();
 
-  check(cudaEventSynchronize(counted), "rendering");
+  check(cudaEventSynchronize(box.arrived), "rendering");
+  params.counts[0] = box.counts->n_records;
+  params.counts[1] = box.counts->n_intersections;
 }
 
 }  // namespace rapfast

@@ -69,7 +69,7 @@ def _cuda(
         out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
     state = scratch(means, layout["state_size"])
     room = scratch(means, layout["scratch_size"])
-    counts = torch.zeros(2, dtype=torch.int64, pin_memory=True)
+    counts = torch.empty(2, dtype=torch.int64)
     native.render_cuda(
         **cuda_arguments(means),
         **input_arguments(
