@@ -1,0 +1,236 @@
+"""RAP's feature-map network: a UNet on ResNet18 that turns a reference image into maps of features.
+
+RAP runs it on one image at a time and never in eval mode, so each of its BatchNorms divides by the statistics of
+that one image. That is instance normalisation with BatchNorm's affine parameters, which does not mix images, so
+here a batch of images gives what the images give one by one. The running statistics in a state dict are carried
+along, for RAP to find again, and not used.
+
+Residual blocks: He et al. 2016 (arXiv 1512.03385), table 1, 18 layers. UNet: Ronneberger et al. 2015. The wiring and
+the names follow RAP (Li et al., ICCV 2025); docs/appearance.md has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rapfast import _check as check
+from rapfast.appearance.state_dict import check_shapes, check_state, without_compile_prefix
+
+MAP_CHANNELS = 48
+"""Channels of a feature map: three maps of 16."""
+
+MICRO_BATCH = {"cpu": 1, "cuda": 8}
+"""Images that `feature_maps` runs at a time, by device type. Part of what defines its bits."""
+
+_SMALLEST = 33
+"""Pixels that the longer side needs: with fewer, the deepest layer is one pixel, which has no variance."""
+
+
+class PerImageNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) * weight + bias, with the mean and the biased variance of each image's channel.
+
+    Entries and names are BatchNorm2d's. Statistics of half-precision input are taken in float32.
+    """
+
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, C, H, W] -> the same shape, dtype and memory format."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        var, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
+        scale = (var + self.eps).rsqrt() * self.weight.to(wide.dtype)[:, None, None]
+        # Not x * scale + (bias - mean * scale), which cancels where the mean is large beside the deviation.
+        return ((wide - mean) * scale + self.bias.to(wide.dtype)[:, None, None]).to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a strided 1x1 convolution where the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = PerImageNorm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = PerImageNorm(channels)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels_in != channels:
+            shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, PerImageNorm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ConvPair(nn.Module):
+    """Twice: 3x3 convolution, norm, ReLU."""
+
+    def __init__(self, channels_in: int, channels: int, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, padding=1, bias=bias),
+            PerImageNorm(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
+            PerImageNorm(channels),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class FeatureMapNet(nn.Module):
+    """Reference images [R, 3, H, W] in 0..1 -> feature maps [R, 48, ceil(H/2), ceil(W/2)], read as 3 maps of 16.
+
+    Plain torch, differentiable, float32, float64 or (on a GPU, best with `.to(memory_format=torch.channels_last)`)
+    float16. No ImageNet normalisation: the images go in as they are.
+
+    Args:
+        pair_bias: whether the decoder's 3x3 convolutions have biases. They change nothing (the norm behind them
+            subtracts them again), but a state dict has them or not; `from_state_dict` sees which.
+    """
+
+    def __init__(self, *, pair_bias: bool = True) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+            PerImageNorm(64),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            _layer(64, 64, stride=1),
+            _layer(64, 128, stride=2),
+            _layer(128, 256, stride=2),
+            _layer(256, 512, stride=2),
+        )
+        self.decoder = nn.ModuleList()
+        for channels_in, channels, skip in ((512, 256, 256), (256, 128, 128), (128, 64, 64), (64, 64, 64)):
+            self.decoder.append(nn.ConvTranspose2d(channels_in, channels, 2, stride=2))
+            self.decoder.append(ConvPair(channels + skip, channels, pair_bias))
+        self.final_conv = nn.Conv2d(64, MAP_CHANNELS, 1)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], source: str = "state") -> FeatureMapNet:
+        """The network with the weights of RAP's `map_generator.pth`, in eval mode and without gradients.
+
+        Args:
+            state: names to tensors; a compiled module's `_orig_mod.` prefix is taken off.
+            source: opens the error sentences.
+
+        Raises:
+            TypeError, ValueError: it is no such state dict; every entry that is missing, unknown or of another
+                shape is named. Running statistics may be absent.
+        """
+        kept = check_state(state, source)
+        net = cls(pair_bias="decoder.1.conv.0.bias" in kept)
+        own = {name: value for name, value in net.state_dict().items() if value.is_floating_point()}
+        check_shapes({name: own[name] for name in own if "running_" in name} | kept, _shapes(own), source)
+        dtype = kept["final_conv.weight"].dtype
+        net.to(dtype if dtype in (torch.float16, torch.float64) else torch.float32)
+        net.load_state_dict(state, strict=False)
+        return net.eval().requires_grad_(False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.load_state_dict`, also for the state dict of a compiled module (prefix `_orig_mod.`)."""
+        return super().load_state_dict(without_compile_prefix(state_dict), *args, **kwargs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[R, 3, H, W], of the parameters' dtype -> [R, 48, ceil(H/2), ceil(W/2)].
+
+        The bits may depend on R, since convolution libraries choose their algorithm by it; `feature_maps` fixes it.
+        """
+        stem = self.encoder[0](images)
+        layer1 = self.encoder[4](self.encoder[3](torch.relu(self.encoder[1](stem))))
+        layer2 = self.encoder[5](layer1)
+        layer3 = self.encoder[6](layer2)
+        x = self.encoder[7](layer3)
+        # The last step is taken twice, with the same weights: at the size of layer 1 and at that of the stem.
+        for step, skip in ((0, layer3), (2, layer2), (4, layer1), (6, layer1), (6, stem)):
+            x = F.interpolate(self.decoder[step](x), size=skip.shape[2:], mode="nearest")
+            x = self.decoder[step + 1](torch.cat([x, skip], dim=1))
+        return self.final_conv(x)
+
+    def feature_maps(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """The feature maps of reference images, made in one canonical way.
+
+        The network runs on `MICRO_BATCH` images at a time, the last batch filled up with black ones, by
+        deterministic algorithms: bit by bit, an image's maps do not depend on the images beside it.
+
+        Args:
+            images: [R, 3, H, W] floating point in 0..1, on the network's device; one side at least 33 pixels. Or a
+                sequence of [3, H, W], which may differ in size.
+
+        Returns:
+            [R, 48, ceil(H/2), ceil(W/2)] in the parameters' dtype; for a sequence, a list of [48, h, w].
+
+        Raises:
+            TypeError, ValueError: naming what was expected and what came.
+        """
+        if isinstance(images, Tensor):
+            return self._same_size(self._checked("images", images, 4))
+        single = [self._checked(f"images[{i}]", image, 3) for i, image in enumerate(images)]
+        maps: list[Tensor | None] = [None] * len(single)
+        for size in dict.fromkeys(image.shape for image in single):
+            places = [i for i, image in enumerate(single) if image.shape == size]
+            group = self._same_size(torch.stack([single[i] for i in places]))
+            for i, result in zip(places, group, strict=True):
+                maps[i] = result
+        return maps  # type: ignore[return-value]
+
+    def _checked(self, name: str, image: Any, dims: int) -> Tensor:
+        weight = self.final_conv.weight
+        shape = "[R, 3, H, W]" if dims == 4 else "[3, H, W]"
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor {shape} in 0..1, got {check.describe(image)}")
+        if image.dim() != dims or image.shape[-3] != 3 or max(image.shape[-2:]) < _SMALLEST or 0 in image.shape[-2:]:
+            raise ValueError(
+                f"{name} must be {shape} with one side of at least {_SMALLEST} pixels, got {check.describe(image)}"
+            )
+        if image.device != weight.device:
+            raise ValueError(f"{name} must be on {weight.device} (as the network), got {check.describe(image)}")
+        return image.to(weight.dtype)
+
+    def _same_size(self, images: Tensor) -> Tensor:
+        size = MICRO_BATCH.get(images.device.type, 1)
+        height, width = (-(-side // 2) for side in images.shape[-2:])
+        parts = [images.new_empty((0, MAP_CHANNELS, height, width))]
+        with _deterministic_cudnn():
+            for part in images.split(size):
+                black = part.new_zeros((size - len(part), *part.shape[1:]))
+                parts.append(self(torch.cat([part, black]))[: len(part)])
+        return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    """No choice of algorithm by trial. (`torch.backends.cudnn.flags` would also touch TF32, the caller's choice.)"""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+
+
+def _layer(channels_in: int, channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(ResidualBlock(channels_in, channels, stride), ResidualBlock(channels, channels, 1))
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
