@@ -383,12 +383,12 @@ def test_everything_non_finite(dtype, device):
 def test_degenerate_gaussians(name, value, dtype, device):
     """Half the Gaussians are made extreme: finite pictures, counts and, in float64, pixels of the reference."""
     skip_unsupported(device, dtype)
-    scene = make_scene(N, C, dtype=dtype)
+    scene = make_scene(N, C, width=33, height=20, dtype=dtype)
     getattr(scene, name)[::2] = value
     scene = scene.to(device)
     for options in ({}, {"rasterize_mode": "antialiased"}, {"camera_model": "ortho"}, {"camera_model": "fisheye"}):
-        colors, alphas, meta = rasterization(*scene, WIDTH, HEIGHT, **options)
-        want, want_alphas, want_meta = rasterization(*scene, WIDTH, HEIGHT, backend="reference", **options)
+        colors, alphas, meta = rasterization(*scene, 33, 20, **options)
+        want, want_alphas, want_meta = rasterization(*scene, 33, 20, backend="reference", **options)
         assert bool(alphas.isfinite().all()) and 0 <= float(alphas.min()) and float(alphas.max()) < 1
         if value < 1e38:  # sums of the largest floats may overflow: no fault of the renderer
             assert bool(colors.isfinite().all())
