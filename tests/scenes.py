@@ -38,9 +38,7 @@ class Scene(NamedTuple):
 
     def image(self, c: int) -> Scene:
         """The same Gaussians seen by camera c alone; colours must be shared by the cameras."""
-        return self._replace(
-            viewmats=self.viewmats[..., c : c + 1, :, :], Ks=self.Ks[..., c : c + 1, :, :]
-        )
+        return self._replace(viewmats=self.viewmats[..., c : c + 1, :, :], Ks=self.Ks[..., c : c + 1, :, :])
 
 
 def make_scene(
@@ -111,9 +109,7 @@ def look_ahead(
     width: int, height: int, focal: float = 1.0, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor]:
     """One camera at the origin that looks along z: viewmats [1, 4, 4] and Ks [1, 3, 3]."""
-    K = torch.tensor(
-        [[[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]], dtype=dtype
-    )
+    K = torch.tensor([[[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]], dtype=dtype)
     return torch.eye(4, dtype=dtype)[None], K
 
 

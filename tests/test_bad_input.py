@@ -34,10 +34,14 @@ def assert_raises(kind: type[Exception] | tuple[type[Exception], ...], *parts: s
 # Tensors: type, dtype, layout, device, shape.
 
 
-@pytest.mark.parametrize("value", [None, 1.0, "means", [[1.0]], np.zeros((N, 3), np.float32)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [None, 1.0, "means", [[1.0]], np.zeros((N, 3), np.float32)], ids=lambda v: type(v).__name__
+)
 @pytest.mark.parametrize("name", SCENE_ARGUMENTS)
 def test_not_a_tensor(name, value):
-    assert_raises(TypeError, f"{name} must be", f"got {'None' if value is None else type(value).__name__}", **{name: value})
+    assert_raises(
+        TypeError, f"{name} must be", f"got {'None' if value is None else type(value).__name__}", **{name: value}
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,9 +51,7 @@ def test_not_a_tensor(name, value):
 def test_dtype(name, dtype):
     value = arguments()[name].to(dtype)
     shape = ", ".join(map(str, value.shape))
-    assert_raises(
-        TypeError, f"{name} must be", "float32", f"got {str(dtype)[6:]} [{shape}] on cpu", **{name: value}
-    )
+    assert_raises(TypeError, f"{name} must be", "float32", f"got {str(dtype)[6:]} [{shape}] on cpu", **{name: value})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32], ids=str)
@@ -321,7 +323,11 @@ def test_non_finite_values(name, value, packed, dtype, device):
         options["covars"] = covariances(scene)
     target = options["covars"] if name == "covars" else getattr(scene, "colors" if name == "sh" else name)
     is_camera = name in ("viewmats", "Ks")
-    bad = 1 if is_camera else int(rasterization(*scene, WIDTH, HEIGHT, **{**options, "packed": True})[2]["gaussian_ids"][0])
+    bad = (
+        1
+        if is_camera
+        else int(rasterization(*scene, WIDTH, HEIGHT, **{**options, "packed": True})[2]["gaussian_ids"][0])
+    )
     target[bad].view(-1)[0] = value
 
     colors, alphas, meta = rasterization(*scene, WIDTH, HEIGHT, **options)
@@ -389,7 +395,7 @@ def test_degenerate_gaussians(name, value, dtype, device):
     for options in ({}, {"rasterize_mode": "antialiased"}, {"camera_model": "ortho"}, {"camera_model": "fisheye"}):
         colors, alphas, meta = rasterization(*scene, 33, 20, **options)
         want, want_alphas, want_meta = rasterization(*scene, 33, 20, backend="reference", **options)
-        assert bool(alphas.isfinite().all()) and 0 <= float(alphas.min()) and float(alphas.max()) < 1
+        assert bool(alphas.isfinite().all()) and float(alphas.min()) >= 0 and float(alphas.max()) < 1
         if value < 1e38:  # sums of the largest floats may overflow: no fault of the renderer
             assert bool(colors.isfinite().all())
         assert_same(meta["n_invalid"], want_meta["n_invalid"])
@@ -412,9 +418,7 @@ def test_degenerate_cameras(what, device):
         scene.Ks[1] = 0
     else:
         scene.Ks[1, 0, 0] = float(what.split()[1])
-    colors, alphas, meta = rasterization(
-        *scene.to(device), WIDTH, HEIGHT, sh_degree=1, backgrounds=backgrounds
-    )
+    colors, alphas, meta = rasterization(*scene.to(device), WIDTH, HEIGHT, sh_degree=1, backgrounds=backgrounds)
     assert meta["n_invalid"].tolist() == [0, N]
     assert_same(colors[0], want[0])
     assert_same(colors[1], backgrounds[1].expand(HEIGHT, WIDTH, 3).contiguous())

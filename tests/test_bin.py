@@ -35,9 +35,7 @@ def boxes(records: Records, size: tuple[int, int]) -> list[list[int]]:
     """Per tile the records whose box reaches it, by the reference; rows of the packed tensors."""
     r = reference_records(records, 1)
     n_images = len(records.image_offsets) - 1
-    _, _, rows, offsets = reference.bin_tiles(
-        r.means2d, r.radii, r.depths, r.batch_ids, n_images, *size
-    )
+    _, _, rows, offsets = reference.bin_tiles(r.means2d, r.radii, r.depths, r.batch_ids, n_images, *size)
     return split(rows, torch.cat([offsets.flatten().long(), torch.tensor([len(rows)], device=rows.device)]))
 
 
@@ -102,9 +100,7 @@ def test_needles_and_faint_gaussians_lose_no_pixel(device):
     scene.scales[:, 1:] = 1e-3
     scene.opacities[::2] = 1.02 * ALPHA_CUT
     records = project(scene.to(device), size)
-    for tile, (rows, all_rows) in enumerate(
-        zip(bin_rows(records, size), boxes(records, size), strict=True)
-    ):
+    for tile, (rows, all_rows) in enumerate(zip(bin_rows(records, size), boxes(records, size), strict=True)):
         kept = set(rows)
         dropped = [row for row in all_rows if row not in kept]
         assert not dropped or not drawn_in_tile(records, dropped, tile, size).any()

@@ -32,9 +32,7 @@ from rapfast.ops.project import Records
 
 def stages(s: Scene, size: tuple[int, int], **options: Any) -> tuple[Records, Tensor, Tiles]:
     s = flat(s)
-    records = ops.project(
-        s.means, s.quats, s.scales, None, s.opacities, s.viewmats, s.Ks, *size, **options
-    )
+    records = ops.project(s.means, s.quats, s.scales, None, s.opacities, s.viewmats, s.Ks, *size, **options)
     colors = ops.color(s.means, s.viewmats, s.Ks, s.colors, records, *size, sh_degree=None)
     return records, colors, ops.bin(records, *size)
 
@@ -50,15 +48,11 @@ def blend_reference(
     )
 
 
-@pytest.mark.parametrize(
-    "size", [(1, 1), (1, 17), (16, 16), (17, 33), (WIDTH, HEIGHT)], ids=lambda s: f"{s[0]}x{s[1]}"
-)
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (16, 16), (17, 33), (WIDTH, HEIGHT)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("channels", [1, 3, 4, 5])
 def test_float64_equals_reference(channels, size, device):
     skip_unsupported(device, torch.float64)
-    scene = make_scene(
-        500, 2, batch=(2,), channels=channels, width=size[0], height=size[1], device=device
-    )
+    scene = make_scene(500, 2, batch=(2,), channels=channels, width=size[0], height=size[1], device=device)
     inputs = stages(scene, size)
     colors, alphas = ops.blend(*inputs, *size)
     want_colors, want_alphas = blend_reference(*inputs, size)
@@ -98,7 +92,7 @@ def test_float32_errs_as_little_as_the_reference(opaque, device):
     true = torch.cat(blend_reference(doubled, colors.double(), tiles, size), -1)
     assert_close_outside_band(torch.cat([image, alphas], -1), own, true)
     # alpha below 1 always: a pixel stops before the Gaussian that would make it opaque
-    assert 0 <= float(alphas.min()) and float(alphas.max()) < 1 - 0.9 * T_STOP
+    assert float(alphas.min()) >= 0 and float(alphas.max()) < 1 - 0.9 * T_STOP
     if opaque:
         assert float((alphas > 0.99).float().mean()) > 0.5
 

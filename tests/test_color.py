@@ -129,9 +129,7 @@ def test_gaussian_at_the_camera_centre(device):
     )  # fmt: skip
     assert 3 in records.gaussian_ids.tolist()
     got = ops.color(scene.means, scene.viewmats, scene.Ks, scene.colors, records, WIDTH, HEIGHT, sh_degree=4)
-    want, _, _ = reference.color(
-        reference_records(records, 1), scene.means, scene.colors, scene.viewmats, sh_degree=4
-    )
+    want, _, _ = reference.color(reference_records(records, 1), scene.means, scene.colors, scene.viewmats, sh_degree=4)
     assert bool(got.isfinite().all())
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
@@ -139,9 +137,7 @@ def test_gaussian_at_the_camera_centre(device):
 @pytest.mark.parametrize("per_camera", [False, True], ids=["shared", "per camera"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 32, 33, 512])
 def test_given_colors_are_copied(channels, per_camera, device):
-    scene = make_scene(
-        150, 2, batch=(2,), channels=channels, per_camera=per_camera, dtype=torch.float32, device=device
-    )
+    scene = make_scene(150, 2, batch=(2,), channels=channels, per_camera=per_camera, dtype=torch.float32, device=device)
     got, records = color_op(scene, sh_degree=None)
     assert_same(got, color_reference(scene)[0])
     assert got.shape == (len(records.records), channels)

@@ -105,9 +105,7 @@ def test_float32_errs_as_little_as_the_reference(kind, post, device):
 )
 def test_resize_is_torchs(size_in, size_out, device):
     colors, alphas = blended(height=size_in[0], width=size_in[1], n_images=1, device=device)
-    got, got_alphas = ops.composite(
-        colors, alphas, n_color_channels=3, postprocess=PostProcess(size=size_out)
-    )
+    got, got_alphas = ops.composite(colors, alphas, n_color_channels=3, postprocess=PostProcess(size=size_out))
     for x, y in ((got, colors), (got_alphas, alphas)):
         want = F.interpolate(y.permute(0, 3, 1, 2), size_out, mode="bilinear", align_corners=False)
         torch.testing.assert_close(x, want.permute(0, 2, 3, 1), atol=2e-6, rtol=0)

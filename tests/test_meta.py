@@ -53,7 +53,7 @@ def test_keys_shapes_and_dtypes(packed, batch, device):
         "n_invalid": (torch.int64, (*batch, c)),
     }
     if packed:
-        want.update({key: (torch.int64, rows) for key in ("batch_ids", "camera_ids", "gaussian_ids")})
+        want.update(dict.fromkeys(("batch_ids", "camera_ids", "gaussian_ids"), (torch.int64, rows)))
     for key, (dtype, shape) in want.items():
         assert meta[key].dtype == dtype, key
         assert tuple(meta[key].shape) == shape, key
@@ -202,7 +202,7 @@ READERS = {
     "items": lambda m: dict(m.items()),
     "values": lambda m: dict(zip(m.keys(), m.values(), strict=True)),
     "get": lambda m: {key: m.get(key) for key in m},
-    "[]": lambda m: {key: m[key] for key in m.keys()},
+    "[]": lambda m: {key: m[key] for key in m},
     "pop": lambda m: {key: m.pop(key) for key in list(m)},
     "setdefault": lambda m: {key: m.setdefault(key) for key in m},
     "popitem": lambda m: dict(m.popitem() for _ in range(len(m))),

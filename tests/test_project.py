@@ -41,9 +41,7 @@ def project_reference(
 ) -> reference.Records:
     s = flat(s)
     options["rasterize_mode"] = "antialiased" if antialiased else "classic"
-    return reference.project(
-        s.means, s.quats, s.scales, s.opacities, s.viewmats, s.Ks, *size, covars=covars, **options
-    )
+    return reference.project(s.means, s.quats, s.scales, s.opacities, s.viewmats, s.Ks, *size, covars=covars, **options)
 
 
 def assert_equal64(got: Records, want: reference.Records) -> None:
@@ -191,9 +189,7 @@ def test_one_gaussian_by_hand(device):
     assert antialiased.records[0, 5].item() == pytest.approx(0.8 * sharp, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("opacity", "extend"), [(1.0, math.sqrt(2 * math.log(255))), (5.0, 3.33), (0.02, None)]
-)
+@pytest.mark.parametrize(("opacity", "extend"), [(1.0, math.sqrt(2 * math.log(255))), (5.0, 3.33), (0.02, None)])
 def test_bounds_follow_opacity(opacity, extend, device):
     """3.33 sigma at most, less for what fades under 1/255 earlier (Radl et al. 2024)."""
     extend = extend or math.sqrt(2 * math.log(opacity * 255))
@@ -255,9 +251,7 @@ def test_frustum_test_drops_nothing(camera_model, device):
 
 # Each of these makes Gaussian 3 invalid in every view.
 BAD_GAUSSIANS = [
-    (name, value)
-    for name in ("means", "quats", "scales", "opacities")
-    for value in (math.nan, math.inf, -math.inf)
+    (name, value) for name in ("means", "quats", "scales", "opacities") for value in (math.nan, math.inf, -math.inf)
 ] + [("quats", 0.0)]
 
 

@@ -76,9 +76,7 @@ def test_batch_dimensions(sh_degree, batch, per_camera, device):
         120, 2, batch=batch, sh_degree=sh_degree, per_camera=per_camera, width=33, height=16, device=device
     )
     backgrounds = random_backgrounds(scene, "color" if per_camera else "image", (33, 16))
-    assert_matches_reference(
-        scene, (33, 16), sh_degree=sh_degree, backgrounds=backgrounds, render_mode="RGB+ED"
-    )
+    assert_matches_reference(scene, (33, 16), sh_degree=sh_degree, backgrounds=backgrounds, render_mode="RGB+ED")
 
 
 @pytest.mark.parametrize("degree", range(5))
