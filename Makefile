@@ -21,7 +21,7 @@ export PYTHONPATH :=
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-video
-	$(BIN)/rapfast demo --out demo_out
+	$(BIN)/rapfast demo --out demo_out --overwrite
 
 test: $(VENV)/.installed-test
 	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
