@@ -3,6 +3,8 @@
 Plain torch, any floating dtype: readable, slow, and what faster code is tested against.
 """
 
+from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.feature_map_net import FeatureMapNet
+from rapfast.appearance.features import positional_encoding, sample_features, view_directions
 
-__all__ = ["FeatureMapNet"]
+__all__ = ["ColorNet", "FeatureMapNet", "positional_encoding", "sample_features", "view_directions"]
