@@ -1,5 +1,6 @@
-// Stage 4 on the GPU. A tile is a block of four warps, each of which owns an 8x8 quarter and walks the
-// tile's list alone: no block-wide barrier, and a quarter that is opaque stops at once.
+// Stage 4 on the GPU. A warp owns an 8x8 quarter of a tile and walks the tile's list alone: no
+// block-wide barrier, and a quarter that is opaque stops at once. How many quarters share a block is
+// a matter of balance alone.
 //
 // A warp takes 32 records at a time, one per lane. Each lane tests its record's ellipse against the
 // quarter; the survivors are packed into the warp's shared memory in list order, and then every lane
@@ -14,7 +15,8 @@ namespace rapfast {
 namespace {
 
 constexpr int kQuarter = kTileSize / 2;  // pixels per side of a warp's share
-constexpr int kWarps = 4;
+constexpr int kQuarters = 4;             // of a tile
+constexpr int kWarps = 4;                // of a block; divides kQuarters
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
@@ -87,11 +89,13 @@ __global__ void __launch_bounds__(kWarps * 32)
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t tiles = int64_t(p.tiles_x) * p.tiles_y;
-  const int64_t tile_of_all = blockIdx.x;
+  const int64_t quarter_of_all = int64_t(blockIdx.x) * kWarps + warp;
+  const int64_t tile_of_all = quarter_of_all / kQuarters;
+  const int quarter = int(quarter_of_all % kQuarters);
   const int64_t image = tile_of_all / tiles;
   const int tile = int(tile_of_all - image * tiles);
-  const int left = tile % p.tiles_x * kTileSize + warp % 2 * kQuarter;
-  const int top = tile / p.tiles_x * kTileSize + warp / 2 * kQuarter;
+  const int left = tile % p.tiles_x * kTileSize + quarter % 2 * kQuarter;
+  const int top = tile / p.tiles_x * kTileSize + quarter / 2 * kQuarter;
   if (left >= p.width || top >= p.height) return;
   const int column = left + lane % kQuarter;
   const int row = top + lane / kQuarter;  // and row + 4
@@ -201,7 +205,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 template <int kChannels>
 void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids,
             cudaStream_t stream) {
-  const int64_t blocks = p.n_images * p.tiles_x * p.tiles_y;
+  const int64_t blocks = p.n_images * p.tiles_x * p.tiles_y * kQuarters / kWarps;
   const dim3 grid(unsigned(blocks), unsigned((p.n_channels + kChannels - 1) / kChannels));
   if (last_ids != nullptr) {
     blend_kernel<kChannels, true><<<grid, kWarps * 32, 0, stream>>>(p, transmittances, last_ids);

@@ -107,24 +107,41 @@ cudaError_t scan_ballots(void* temp, size_t& bytes, const uint32_t* ballots, uin
       temp, bytes, thrust::make_transform_iterator(ballots, PopCount()), offsets, n, stream);
 }
 
-// Each set bit becomes a record's Gaussian and image.
-__global__ void expand_kernel(ProjectParams<float> p, int64_t n_images,
-                              const uint32_t* __restrict__ ballots,
-                              const uint32_t* __restrict__ word_offsets,
-                              int32_t* __restrict__ image_ids, Counts* counts) {
-  const int64_t n_words = ballot_words(p.n_gaussians);
-  RAPFAST_GRID_STRIDE(w, n_images * n_words) {
-    const int64_t image = w / n_words, word = w - image * n_words;
-    uint32_t bits = ballots[w];
-    int64_t m = word_offsets[w];
-    if (word == 0) p.image_offsets[image] = m;
-    if (w == n_images * n_words - 1) {
-      p.image_offsets[n_images] = m + __popc(bits);
-      counts->n_records = m + __popc(bits);
+// Each set bit becomes a record's Gaussian and image. A warp takes 32 words and writes one word's
+// records at a time, side by side.
+__global__ void __launch_bounds__(kThreads)
+    expand_kernel(ProjectParams<float> p, int64_t n_images, const uint32_t* __restrict__ ballots,
+                  const uint32_t* __restrict__ word_offsets, int32_t* __restrict__ image_ids,
+                  Counts* counts) {
+  const int64_t n_words = ballot_words(p.n_gaussians), total = n_images * n_words;
+  const int lane = threadIdx.x % 32;
+  const uint32_t below = (1u << lane) - 1;
+  for (int64_t first = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * 32; first < total;
+       first += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t w = first + lane;
+    uint32_t bits = 0, offset = 0;
+    int32_t image = 0, word = 0;
+    if (w < total) {
+      bits = ballots[w];
+      offset = word_offsets[w];
+      image = int32_t(w / n_words);
+      word = int32_t(w - image * n_words);
+      if (word == 0) p.image_offsets[image] = offset;
+      if (w == total - 1) {
+        p.image_offsets[n_images] = int64_t(offset) + __popc(bits);
+        counts->n_records = int64_t(offset) + __popc(bits);
+      }
     }
-    for (; bits != 0 && m < p.capacity; bits &= bits - 1, ++m) {
-      p.gaussian_ids[m] = int32_t(word * 32 + __ffs(bits) - 1);
-      image_ids[m] = int32_t(image);
+    for (uint32_t some = __ballot_sync(kFullWarp, bits != 0); some != 0; some &= some - 1) {
+      const int k = __ffs(some) - 1;
+      const uint32_t word_bits = __shfl_sync(kFullWarp, bits, k);
+      const int64_t m = int64_t(__shfl_sync(kFullWarp, offset, k)) + __popc(word_bits & below);
+      const int32_t word_k = __shfl_sync(kFullWarp, word, k);
+      const int32_t image_k = __shfl_sync(kFullWarp, image, k);
+      if ((word_bits >> lane & 1u) != 0 && m < p.capacity) {
+        p.gaussian_ids[m] = word_k * 32 + lane;
+        image_ids[m] = image_k;
+      }
     }
   }
 }
