@@ -233,6 +233,17 @@ def test_indefinite_conics_draw_nothing_where_sigma_is_negative(device):
     assert_close64(alphas, want_alphas)
 
 
+@DTYPES
+def test_absurd_opacities_end_somewhere(dtype, device):
+    """1e38 exp(-sigma) is below 1/255 from sigma = 93 on: the far end of the row, sigma = 119, stays empty."""
+    skip_unsupported(device, dtype)
+    s = spots([(0.5, 8.5)], [0.8], [1e38], [1.0], [(1.0,)], dtype=dtype, device=device)
+    _, alphas, meta = rasterization(*s, 16, 16, camera_model="ortho")
+    assert alphas[0, 8, 0, 0].item() == pytest.approx(0.999, abs=1e-6)
+    assert alphas[0, 8, 15, 0].item() == 0.0
+    assert meta["radii"].tolist() == [[4, 4]]  # the bounds stay at 3.33 sigma
+
+
 def test_no_records_no_light(device):
     records, colors, tiles = stages(
         make_scene(10, 2, dtype=torch.float32, device=device), (WIDTH, HEIGHT), near_plane=1e9
