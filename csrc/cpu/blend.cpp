@@ -56,7 +56,7 @@ void weigh(const Record<T>& r, T alpha_cap, T tile_x, T tile_y, int row_begin, i
       const V exponent = sigma < T(80) ? -sigma : zero - T(80);
       V alpha = r.opacity * exp_nonpositive(exponent > zero ? zero : exponent);
       alpha = alpha > alpha_cap ? zero + alpha_cap : alpha;
-      alpha = (sigma >= zero) & (alpha >= Constants<T>::kAlphaCut) ? alpha : zero;
+      alpha = ((sigma >= zero) & (alpha >= Constants<T>::kAlphaCut)) ? alpha : zero;
 
       const V before = load<V>(s.live + i);
       const V after = before * (T(1) - alpha);

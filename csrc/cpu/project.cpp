@@ -54,7 +54,7 @@ void load_chunk(const ProjectParams<T>& p, int64_t scene, int64_t first, int cou
     bool valid = true;
     if (p.covars != nullptr) {
       const Sym3<T> cov = upper_triangle(p.covars + 9 * g);
-      sum += zero_if_finite(&cov.xx, 6);
+      sum += zero_if_finite(cov);
       c.size2[i] = size2_of_covariance(cov);
     } else {
       sum += zero_if_finite(p.scales + 3 * g, 3);

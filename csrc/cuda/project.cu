@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
     bool valid = true;
     if (p.covars != nullptr) {
       const Sym3<float> cov = upper_triangle(p.covars + 9 * row);
-      zero += zero_if_finite(&cov.xx, 6);
+      zero += zero_if_finite(cov);
       size2 = size2_of_covariance(cov);
     } else {
       const float4 q = reinterpret_cast<const float4*>(p.quats)[row];

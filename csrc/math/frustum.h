@@ -82,6 +82,11 @@ RAPFAST_HD T zero_if_finite(const T* values, int n) {
 }
 
 template <typename T>
+RAPFAST_HD T zero_if_finite(const Sym3<T>& c) {
+  return T(0) * c.xx + T(0) * c.xy + T(0) * c.xz + T(0) * c.yy + T(0) * c.yz + T(0) * c.zz;
+}
+
+template <typename T>
 RAPFAST_HD Sym3<T> upper_triangle(const T* c /* [3, 3] */) {
   return {c[0], c[1], c[2], c[4], c[5], c[8]};
 }

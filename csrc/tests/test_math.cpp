@@ -70,9 +70,9 @@ void test_jacobians() {
     const Projection2d<double> at = project_point(model, view, p);
     const double jx[3] = {at.jx.x, at.jx.y, at.jx.z}, jy[3] = {at.jy.x, at.jy.y, at.jy.z};
     for (int i = 0; i < 3; ++i) {
-      Vec3<double> a = p, b = p;
-      (&a.x)[i] += h;
-      (&b.x)[i] -= h;
+      const Vec3<double> step = {i == 0 ? h : 0, i == 1 ? h : 0, i == 2 ? h : 0};
+      const Vec3<double> a = {p.x + step.x, p.y + step.y, p.z + step.z};
+      const Vec3<double> b = {p.x - step.x, p.y - step.y, p.z - step.z};
       const Projection2d<double> pa = project_point(model, view, a);
       const Projection2d<double> pb = project_point(model, view, b);
       // The fisheye's epsilon of 1e-7 in x^2 shows at this size.
