@@ -97,7 +97,7 @@ struct LoadViewCase {
     in[26] = float(1 + r.below(2000));
     random_camera(r, in[25], in[26], in);
     if (!edge) return;
-    const int kind = r.below(4);
+    const int kind = r.below(40);
     if (kind == 0) {
       for (int i = 0; i < 12; ++i) in[i] = 0.f;
     } else if (kind == 1) {
@@ -157,10 +157,11 @@ struct ProjectPointCase {
 // A Gaussian through the whole of stage 1: near and far, both tests, the record.
 template <CameraModel kModel, bool kAntialiased>
 struct ProjectCase {
-  static constexpr const char* kName =
-      kModel == CameraModel::kPinhole ? (kAntialiased ? "project_gaussian pinhole antialiased" : "project_gaussian pinhole")
-      : kModel == CameraModel::kOrtho ? (kAntialiased ? "project_gaussian ortho antialiased" : "project_gaussian ortho")
-                                      : (kAntialiased ? "project_gaussian fisheye antialiased" : "project_gaussian fisheye");
+  static constexpr const char* kNames[3][2] = {
+      {"project_gaussian pinhole", "project_gaussian pinhole antialiased"},
+      {"project_gaussian ortho", "project_gaussian ortho antialiased"},
+      {"project_gaussian fisheye", "project_gaussian fisheye antialiased"}};
+  static constexpr const char* kName = kNames[int(kModel)][kAntialiased];
   static constexpr int kInputs = 41, kValues = 8, kDecisions = 4;
   static constexpr int kNotInDepth = 3;
 
