@@ -203,6 +203,57 @@ def test_spherical_harmonics(rap):
     assert bool((raw < 0).any()) and bool((raw > 0).any()), "the clamp must be met"
 
 
+def test_decoded_features_keep_one_views_appearance(rap, slow_colors):
+    """RAP's cache: view 1's appearance everywhere, each view's own direction."""
+    decoded = rap.decode(APPEARANCE.viewmats[1], APPEARANCE.Ks[1], APPEARANCE.maps[MAP_IDS[1]], WEIGHTS[1])
+    assert decoded.shape == (N, 48)
+    own = {"feature_maps": None, "map_ids": None, "view_weights": None}
+    got = render(rap, decoded=decoded, **own)[0]
+    center = [torch.linalg.inv(view)[:3, 3] for view in APPEARANCE.viewmats]
+    rows = []
+    for c in range(C):
+        offset = APPEARANCE.means - center[c]
+        x = torch.cat([decoded, offset / (offset.norm(dim=1, keepdim=True) + 1e-5)], 1)
+        x = torch.relu(x @ STATE["color_decoder.lin0.weight"].T + STATE["color_decoder.lin0.bias"])
+        rows.append(x @ STATE["color_decoder.lin1.weight"].T + STATE["color_decoder.lin1.bias"])
+    want = torch.stack(rows)
+    assert float((want[1] - slow_colors[1]).abs().max()) < 1e-10
+    assert float((got - draw(want)[0]).abs().max()) < 1e-10
+    assert float((got[0] - render(rap)[0][0]).abs().max()) > 1e-2, "another view's own appearance differs"
+    several = torch.stack([decoded * scale for scale in (1.0, 0.5, 0.0, 2.0)])
+    each = render(rap, decoded=several, **own)[0]
+    for c in range(C):
+        assert_same(render(rap, [c], decoded=several[c], **own)[0][0], each[c])
+    assert_same(each[0], got[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, r"feature_maps must be None where decoded is given, got float64 \[2, 48"),
+        ({"feature_maps": None}, r"map_ids must be None where decoded is given"),
+        ({"feature_maps": None, "map_ids": None}, r"view_weights must be None where decoded is given"),
+        (
+            {"feature_maps": None, "map_ids": None, "view_weights": None, "decoded": torch.zeros(70, 47).double()},
+            r"decoded must be float64 \[70, 48\] or \[4, 70, 48\] on cpu \(as the scene\), got float64 \[70, 47\]",
+        ),
+    ],
+)
+def test_bad_decoded_features(rap, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        render(rap, **({"decoded": torch.zeros(70, 48).double()} | changes))
+
+
+def test_bad_arguments_of_decode(rap):
+    a = APPEARANCE
+    with pytest.raises(ValueError, match=r"viewmat must be float64 \[4, 4\]"):
+        rap.decode(a.viewmats, a.Ks[0], a.maps[0])
+    with pytest.raises(ValueError, match=r"feature_map must be floating point \[48, h, w\]"):
+        rap.decode(a.viewmats[0], a.Ks[0], a.maps)
+    with pytest.raises(ValueError, match="view_weights must be finite"):
+        rap.decode(a.viewmats[0], a.Ks[0], a.maps[0], float("inf"))
+
+
 def test_depth_and_postprocess(rap, slow_colors):
     want = draw(slow_colors, render_mode="RGB+D")[0]
     got = render(rap, render_mode="RGB+D")[0]

@@ -16,7 +16,7 @@ from rapfast import ops, reference
 from rapfast.appearance import rap_files as files
 from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.feature_map_net import MAP_CHANNELS, FeatureMapNet
-from rapfast.appearance.features import check_like_rap, map_coordinates, sample_features
+from rapfast.appearance.features import check_like_rap, map_coordinates, sample_features, view_directions
 from rapfast.io.files import PathLike
 from rapfast.io.ply import load_ply
 from rapfast.meta import Meta
@@ -102,6 +102,33 @@ class RapScene:
         """[R, 48, ceil(H/2), ceil(W/2)] of reference images [R, 3, H, W]; see `FeatureMapNet.feature_maps`."""
         return self.feature_map_net.feature_maps(images)
 
+    def decode(
+        self,
+        viewmat: Tensor,
+        K: Tensor,
+        feature_map: Tensor,
+        view_weight: float | Tensor = 1.0,
+        *,
+        rap_compatible: bool = False,
+    ) -> Tensor:
+        """What RAP's `store_cache` keeps of a view: the decoder's output [N, F] of all Gaussians, F = 48 in RAP.
+
+        Given to `render` as `decoded`, it keeps this view's appearance and projection in any other view.
+
+        Args:
+            viewmat, K: [4, 4] and [3, 3] of the view. feature_map: [48, h, w]. view_weight: a finite number or [].
+            rap_compatible: raise RAP's IndexError where exactly one Gaussian falls on the projected map.
+        """
+        viewmat = check.tensor_like("viewmat", viewmat, [(4, 4)], self.scene.means, "the scene")
+        K = check.tensor_like("K", K, [(3, 3)], self.scene.means, "the scene")
+        _check_map("feature_map", feature_map, self.scene)
+        if isinstance(view_weight, Tensor):
+            view_weight = view_weight.reshape(-1)
+        (weight,) = _check_weights(view_weight, 1, self.scene.means)
+        if check.flag("rap_compatible", rap_compatible):
+            check_like_rap(map_coordinates(self.scene.means, self.box_coord[:, 2], viewmat, K)[1])
+        return self._decode(torch.arange(len(self), device=self.scene.device), viewmat, K, feature_map, weight)
+
     def render(
         self,
         viewmats: Tensor,
@@ -109,7 +136,8 @@ class RapScene:
         width: int,
         height: int,
         *,
-        feature_maps: Tensor | Sequence[Tensor],
+        feature_maps: Tensor | Sequence[Tensor] | None = None,
+        decoded: Tensor | None = None,
         map_ids: Tensor | Sequence[int] | None = None,
         view_weights: Tensor | Sequence[float] | float | None = None,
         backgrounds: Tensor | None = None,
@@ -135,13 +163,16 @@ class RapScene:
             width, height: pixels.
             feature_maps: [R, 48, h, w] of R reference images, as `feature_maps` returns them, or a sequence of
                 [48, h, w]; any floating dtype, on the scene's device.
+            decoded: [N, F] or [C, N, F] from `decode`, in place of feature_maps, map_ids and view_weights (RAP's
+                `use_cache`): the directions alone are the view's own.
             map_ids: [C] whole numbers 0 .. R - 1, the reference image of each view. May be left out where R is 1 or C.
             view_weights: [C] finite numbers that scale the appearance, or one for all views; None is 1.
             backgrounds: [C, 3] or [C, H, W, 3].
             rasterize_mode: "classic" or "antialiased"; None: what the scene was trained with.
             backend: "rapfast"; or "reference" and "gsplat", which colour all Gaussians of all views and have
                 gradients.
-            rap_compatible: raise RAP's IndexError where exactly one of the N Gaussians falls on a view's projected map.
+            rap_compatible: raise RAP's IndexError where exactly one of the N Gaussians falls on a view's projected
+                map. With decoded none is sampled, and RAP does not raise either.
             render_mode, near_plane, far_plane, radius_clip, eps2d, packed, alpha_cap, postprocess: as in
                 `rapfast.rasterization`.
 
@@ -163,9 +194,18 @@ class RapScene:
         viewmats = check.tensor_like("viewmats", viewmats, [("C", 4, 4)], scene.means, "the scene")
         c = len(viewmats)
         Ks = check.tensor_like("Ks", Ks, [(c, 3, 3)], scene.means, "the scene")
-        maps = _check_maps(feature_maps, scene)
-        ids = _check_map_ids(map_ids, len(maps), c)
-        weights = _check_weights(view_weights, c, scene.means)
+        if decoded is None:
+            maps = _check_maps(feature_maps, scene)
+            ids = _check_map_ids(map_ids, len(maps), c)
+            weights = _check_weights(view_weights, c, scene.means)
+        else:
+            for name, value in (("feature_maps", feature_maps), ("map_ids", map_ids), ("view_weights", view_weights)):
+                if value is not None:
+                    raise ValueError(f"{name} must be None where decoded is given, got {check.describe(value)}")
+            width_out = self.color_net.decoder.widths[-1]
+            shapes = [(n, width_out), (c, n, width_out)]
+            decoded = check.tensor_like("decoded", decoded, shapes, scene.means, "the scene")
+            decoded = decoded.expand(c, n, width_out)
         limits = {
             "near_plane": check.number("near_plane", near_plane, what="a depth"),
             "far_plane": check.number("far_plane", far_plane, what="a depth"),
@@ -174,13 +214,19 @@ class RapScene:
         }
         width = check.integer("width", width, 1, check.MAX_IMAGE_SIZE, " pixels")
         height = check.integer("height", height, 1, check.MAX_IMAGE_SIZE, " pixels")
-        if check.flag("rap_compatible", rap_compatible):
+        if check.flag("rap_compatible", rap_compatible) and decoded is None:
             for viewmat, K in zip(viewmats, Ks, strict=True):
                 check_like_rap(map_coordinates(scene.means, self.box_coord[:, 2], viewmat, K)[1])
         if backend == "rapfast":
-            self._refuse_gradients(
-                viewmats=viewmats, Ks=Ks, feature_maps=maps, view_weights=weights, backgrounds=backgrounds
-            )
+            own = {"decoded": decoded} if decoded is not None else {"feature_maps": maps, "view_weights": weights}
+            self._refuse_gradients(viewmats=viewmats, Ks=Ks, backgrounds=backgrounds, **own)
+
+        def view_colors(i: int, seen: Tensor) -> Tensor:
+            """Colours [m, 3] of Gaussians seen [m] in view i."""
+            if decoded is not None:
+                return self._finish(decoded[i, seen], seen, viewmats[i])
+            features = self._decode(seen, viewmats[i], Ks[i], maps[ids[i]], weights[i])
+            return self._finish(features, seen, viewmats[i])
 
         if render_mode in ("D", "ED"):
             colors = scene.means.new_zeros((n, 3))
@@ -188,10 +234,10 @@ class RapScene:
             colors = scene.means.new_zeros((c, n, 3))
             visible = self._visible(viewmats, Ks, width, height, rasterize_mode == "antialiased", limits)
             for i, seen in enumerate(visible):
-                colors[i, seen] = self._view_colors(seen, viewmats[i], Ks[i], maps[ids[i]], weights[i])
+                colors[i, seen] = view_colors(i, seen)
         else:
             everyone = torch.arange(n, device=scene.device)
-            views = [self._view_colors(everyone, viewmats[i], Ks[i], maps[ids[i]], weights[i]) for i in range(c)]
+            views = [view_colors(i, everyone) for i in range(c)]
             colors = torch.stack(views) if views else scene.means.new_zeros((0, n, 3))
         return rasterization(
             scene.means, scene.quats, scene.scales, scene.opacities, colors, viewmats, Ks, width, height,
@@ -212,16 +258,20 @@ class RapScene:
         ids, offsets = records.gaussian_ids.long(), records.image_offsets.tolist()
         return (ids[begin:end] for begin, end in zip(offsets, offsets[1:], strict=False))
 
-    def _view_colors(self, ids: Tensor, viewmat: Tensor, K: Tensor, feature_map: Tensor, weight: Tensor) -> Tensor:
-        """Colours [m, 3] of Gaussians ids [m] in one view."""
-        means, intrinsic = self.scene.means[ids], self.scene.intrinsic[ids]
-        a = sample_features(feature_map, means, self.box_coord[ids], viewmat, K, coord_scale=self.coord_scale)
+    def _decode(self, ids: Tensor, viewmat: Tensor, K: Tensor, feature_map: Tensor, weight: Tensor) -> Tensor:
+        """The decoder's output [m, F] for Gaussians ids [m] in one view."""
+        means, boxes = self.scene.means[ids], self.box_coord[ids]
+        a = sample_features(feature_map, means, boxes, viewmat, K, coord_scale=self.coord_scale)
+        return self.color_net.decode(means, a, self.scene.intrinsic[ids], weight)
+
+    def _finish(self, decoded: Tensor, ids: Tensor, viewmat: Tensor) -> Tensor:
+        """Colours [m, 3] from decoded [m, F]: the colour head, or the harmonics, in the directions of one view."""
+        means = self.scene.means[ids]
         if not self.puts_out_sh:
-            return self.color_net.colors(means, a, intrinsic, viewmat, weight)
-        coefficients = self.color_net.sh(means, a, intrinsic, weight)
+            return self.color_net.head(decoded, view_directions(means, viewmat))
+        coefficients = decoded.unflatten(-1, (-1, 3))
         degree = SH_DEGREE_OF_COUNT[coefficients.shape[1]]
-        directions = means - reference.camera_positions(viewmat)
-        colors = reference.spherical_harmonics(degree, directions, coefficients)
+        colors = reference.spherical_harmonics(degree, means - reference.camera_positions(viewmat), coefficients)
         # The clamp must not hide an infinity, which the renderer counts.
         return torch.where(colors.isfinite(), (colors + 0.5).clamp(min=0), colors)
 
@@ -347,12 +397,17 @@ def _check_maps(maps: Any, scene: Scene) -> list[Tensor]:
             f"got {check.describe(maps)}"
         )
     for name, m in named:
-        shape = f"[R, {MAP_CHANNELS}, h, w]" if name == "feature_maps" else f"[{MAP_CHANNELS}, h, w]"
-        good = isinstance(m, Tensor) and m.is_floating_point() and m.dim() == 3
-        if not good or m.shape[0] != MAP_CHANNELS or 0 in m.shape or m.device != scene.device:
-            shown = check.describe(maps if name == "feature_maps" else m)
-            raise ValueError(f"{name} must be floating point {shape} on {scene.device} with no side 0, got {shown}")
+        _check_map(name, m, scene, shown=maps if name == "feature_maps" else m)
     return [m for _, m in named]
+
+
+def _check_map(name: str, m: Any, scene: Scene, shown: Any = None) -> None:
+    """One map, or one of a tensor of maps, which is then what is `shown`."""
+    shape = f"[R, {MAP_CHANNELS}, h, w]" if name == "feature_maps" else f"[{MAP_CHANNELS}, h, w]"
+    good = isinstance(m, Tensor) and m.is_floating_point() and m.dim() == 3
+    if not good or m.shape[0] != MAP_CHANNELS or 0 in m.shape or m.device != scene.device:
+        came = check.describe(m if shown is None else shown)
+        raise ValueError(f"{name} must be floating point {shape} on {scene.device} with no side 0, got {came}")
 
 
 def _check_map_ids(map_ids: Any, n_maps: int, c: int) -> list[int]:
