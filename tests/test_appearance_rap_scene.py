@@ -284,6 +284,21 @@ def test_coord_scale_divides_the_learned_coordinates(rap):
     assert_same(render(scene)[0], render(rap)[0])
 
 
+def test_views_that_see_nothing_and_cameras_that_are_none(rap):
+    viewmats = APPEARANCE.viewmats.clone()
+    viewmats[1, 2, 3] -= 100.0  # all Gaussians behind it
+    viewmats[2, :3, :3] = 0.0
+    backgrounds = torch.rand(C, 3, dtype=torch.float64)
+    images, alphas, meta = render(rap, viewmats=viewmats, backgrounds=backgrounds)
+    right = render(rap, backgrounds=backgrounds)[0]
+    assert meta["n_invalid"].tolist() == [0, 0, N, 0]
+    assert not alphas[1:3].any()
+    assert torch.equal(images[1:3], backgrounds[1:3, None, None].expand(2, HEIGHT, WIDTH, 3))
+    assert_same(images[[0, 3]], right[[0, 3]])
+    nobody = RapScene(rap.scene.select(slice(0, 0)), rap.box_coord[:0], rap.feature_map_net, rap.color_net)
+    assert not render(nobody)[1].any()
+
+
 def test_colors_that_are_not_finite_are_counted_not_drawn(rap):
     intrinsic = APPEARANCE.intrinsic.clone()
     intrinsic[:5] = float("nan")
