@@ -25,9 +25,6 @@ from rapfast.appearance.state_dict import check_shapes, check_state, without_com
 MAP_CHANNELS = 48
 """Channels of a feature map: three maps of 16."""
 
-MICRO_BATCH = {"cpu": 1, "cuda": 8}
-"""Images that `feature_maps` runs at a time, by device type. Part of what defines its bits."""
-
 _SMALLEST = 33
 """Pixels that the longer side needs: with fewer, the deepest layer is one pixel, which has no variance."""
 
@@ -168,8 +165,9 @@ class FeatureMapNet(nn.Module):
     def feature_maps(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The feature maps of reference images, made in one canonical way.
 
-        The network runs on `MICRO_BATCH` images at a time, the last batch filled up with black ones, by
-        deterministic algorithms: bit by bit, an image's maps do not depend on the images beside it.
+        The network runs on one image at a time, by deterministic algorithms: bit by bit, an image's maps do not
+        depend on the images beside it. A fixed batch, filled up, would not do: cuDNN's TF32 and half-precision
+        convolutions give an image other last bits in another place of the same batch. `forward` takes batches.
 
         Args:
             images: [R, 3, H, W] floating point in 0..1, on the network's device; one side at least 33 pixels. Or a
@@ -182,15 +180,11 @@ class FeatureMapNet(nn.Module):
             TypeError, ValueError: naming what was expected and what came.
         """
         if isinstance(images, Tensor):
-            return self._same_size(self._checked("images", images, 4))
-        single = [self._checked(f"images[{i}]", image, 3) for i, image in enumerate(images)]
-        maps: list[Tensor | None] = [None] * len(single)
-        for size in dict.fromkeys(image.shape for image in single):
-            places = [i for i, image in enumerate(single) if image.shape == size]
-            group = self._same_size(torch.stack([single[i] for i in places]))
-            for i, result in zip(places, group, strict=True):
-                maps[i] = result
-        return maps  # type: ignore[return-value]
+            images = self._checked("images", images, 4)
+            height, width = (-(-side // 2) for side in images.shape[-2:])
+            none = images.new_empty((0, MAP_CHANNELS, height, width))
+            return torch.stack(self._one_by_one(images.unbind())) if len(images) else none
+        return self._one_by_one([self._checked(f"images[{i}]", image, 3) for i, image in enumerate(images)])
 
     def _checked(self, name: str, image: Any, dims: int) -> Tensor:
         weight = self.final_conv.weight
@@ -205,15 +199,9 @@ class FeatureMapNet(nn.Module):
             raise ValueError(f"{name} must be on {weight.device} (as the network), got {check.describe(image)}")
         return image.to(weight.dtype)
 
-    def _same_size(self, images: Tensor) -> Tensor:
-        size = MICRO_BATCH.get(images.device.type, 1)
-        height, width = (-(-side // 2) for side in images.shape[-2:])
-        parts = [images.new_empty((0, MAP_CHANNELS, height, width))]
+    def _one_by_one(self, images: Sequence[Tensor]) -> list[Tensor]:
         with _deterministic_cudnn():
-            for part in images.split(size):
-                black = part.new_zeros((size - len(part), *part.shape[1:]))
-                parts.append(self(torch.cat([part, black]))[: len(part)])
-        return torch.cat(parts)
+            return [self(image[None])[0] for image in images]
 
 
 @contextlib.contextmanager
