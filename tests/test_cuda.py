@@ -224,7 +224,7 @@ BATCH_OPTIONS: dict[str, dict[str, Any]] = {
     "expected depth": {"render_mode": "ED", "rasterize_mode": "antialiased"},
     "ortho": {"camera_model": "ortho", "render_mode": "RGB+D"},
     "fisheye": {"camera_model": "fisheye", "render_mode": "RGB+D"},
-    "post": {"sh_degree": 1, "kind": "color", "postprocess": PostProcess(size=(17, 40), clamp=(0, 1), dtype=torch.float16)},
+    "halves": {"sh_degree": 1, "kind": "color", "postprocess": PostProcess(size=(17, 40), dtype=torch.float16)},
     "bytes": {"kind": "image", "postprocess": PostProcess(layout="CHW", dtype=torch.uint8)},
     **{f"{d} channels": {"channels": d, "kind": "color"} for d in (1, 2, 3, 4, 7, 32, 40)},
     "5 channels and depth": {"channels": 5, "render_mode": "RGB+ED", "kind": "image", "rasterize_mode": "antialiased"},
@@ -313,9 +313,9 @@ def test_capacities_change_no_bit():
         assert got.sizes.record_capacity >= max(n, capacities[0]) and got.sizes.capacity >= max(m, capacities[1])
         assert_same(got.images, want.images)
         assert_same(got.alphas, want.alphas)
-        for x, y in zip(ops.state_pixels(got, DEVICE), ops.state_pixels(want, DEVICE), strict=True):
+        for x, y in zip(ops.state_pixels(got), ops.state_pixels(want), strict=True):
             assert_same(x, y)
-        for x, y in zip(ops.state_records(got, DEVICE), ops.state_records(want, DEVICE), strict=True):
+        for x, y in zip(ops.state_records(got), ops.state_records(want), strict=True):
             assert_same(x, y)
 
 
@@ -380,7 +380,7 @@ def test_poisoned_memory_where_there_is_nothing_to_draw(value):
         assert meta["n_invalid"].tolist() == [0, 0]
         assert len(meta["gaussian_ids"]) == 0 and not meta["isect_offsets"].any()
         state = render(empty, keep_state=True)
-        transmittances, last_ids = ops.state_pixels(state, DEVICE)
+        transmittances, last_ids = ops.state_pixels(state)
         assert bool((transmittances == 1).all()) and bool((last_ids == -1).all())
 
 
@@ -472,7 +472,7 @@ def test_state_of_pixels(channels):
     kept = render(scene, (width, height), keep_state=True)
     assert_same(kept.images, plain.images)
     assert_same(kept.alphas, plain.alphas)
-    transmittances, last_ids = ops.state_pixels(kept, DEVICE)
+    transmittances, last_ids = ops.state_pixels(kept)
     assert_same(1 - transmittances[..., None], kept.alphas)
 
     tiles_x, tiles_y = math.ceil(width / 16), math.ceil(height / 16)
