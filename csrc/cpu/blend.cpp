@@ -46,6 +46,8 @@ void weigh(const Record<T>& r, T alpha_cap, T tile_x, T tile_y, int row_begin, i
   V lane;
   for (int k = 0; k < kLanes; ++k) lane[k] = T(k) + T(0.5);
   const V zero = lane - lane;
+  // Where exp_nonpositive ends, and nothing but an absurd opacity could still be seen.
+  constexpr T limit = sizeof(T) == 4 ? T(87) : T(700);
 
   for (int row = row_begin; row < row_end; ++row) {
     const T dy = r.y - (tile_y + T(row) + T(0.5));
@@ -53,10 +55,10 @@ void weigh(const Record<T>& r, T alpha_cap, T tile_x, T tile_y, int row_begin, i
       const int i = row * kTileSize + col;
       const V dx = r.x - ((tile_x + T(col)) + lane);
       const V sigma = T(0.5) * (r.conic_a * dx * dx + r.conic_c * dy * dy) + r.conic_b * dx * dy;
-      const V exponent = sigma < T(80) ? -sigma : zero - T(80);
+      const V exponent = sigma < limit ? -sigma : zero - limit;
       V alpha = r.opacity * exp_nonpositive(exponent > zero ? zero : exponent);
       alpha = alpha > alpha_cap ? zero + alpha_cap : alpha;
-      alpha = ((sigma >= zero) & (alpha >= Constants<T>::kAlphaCut)) ? alpha : zero;
+      alpha = ((sigma >= zero) & (sigma < limit) & (alpha >= Constants<T>::kAlphaCut)) ? alpha : zero;
 
       const V before = load<V>(s.live + i);
       const V after = before * (T(1) - alpha);

@@ -35,6 +35,7 @@ __device__ __forceinline__ float log2_approx(float x) {
 // Whether alpha reaches the cut somewhere in [x0, x0 + 7] x [y0, y0 + 7], relative to the mean. The
 // quadratic form's minimum over the box is 0 inside, else on an edge that faces the mean.
 __device__ __forceinline__ bool reaches(float a, float b, float c, float opacity, float x0, float y0) {
+  if (!(well_conditioned_det(a, b, c) > 0.f)) return true;
   const float x1 = x0 + float(kQuarter - 1), y1 = y0 + float(kQuarter - 1);
   const float level =
       2.f * kLn2 * log2_approx(opacity * 255.f) + Constants<float>::kTileSlackSigma;
@@ -63,8 +64,10 @@ struct Pixel {
 template <bool kKeepState>
 __device__ __forceinline__ float weigh(float exponent, float opacity, float alpha_cap, int32_t place,
                                        Pixel& pixel) {
-  const float alpha = fminf(alpha_cap, opacity * exp2_approx(exponent));
-  if (pixel.done || exponent > 0.f || !(alpha >= Constants<float>::kAlphaCut)) return 0.f;
+  const float raw = opacity * exp2_approx(exponent);
+  // Written so that NaN does not draw.
+  if (pixel.done || !(exponent <= 0.f) || !(raw >= Constants<float>::kAlphaCut)) return 0.f;
+  const float alpha = fminf(alpha_cap, raw);
   const float next = pixel.transmittance * (1.f - alpha);
   if (next <= Constants<float>::kTransmittanceStop) {
     pixel.done = true;

@@ -30,6 +30,9 @@ struct Constants {
   // the blend's quadratic form, so that a dropped tile never holds a pixel the blend would draw.
   static constexpr T kTileSlackSigma = T(1e-2);
   static constexpr T kTileSlackPixels = T(1e-2);
+  // Below this share of a c, the determinant a c - b^2 of a conic has lost too many digits to bound
+  // its ellipse (a needle hundreds of pixels long): its whole box is kept.
+  static constexpr T kWellConditioned = sizeof(T) == 4 ? T(1e-4) : T(1e-12);
 };
 
 }  // namespace rapfast

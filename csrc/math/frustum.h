@@ -58,7 +58,9 @@ RAPFAST_HD bool may_be_seen(const FrustumTest<T>& f, T mx, T my, T mz, T size2, 
   const bool outside = (u + rx <= T(0)) | (u - rx >= f.width) | (v + ry <= T(0)) | (v - ry >= f.height);
   const bool faint = opacity < Constants<T>::kAlphaCut;
   const bool in_depth = (z >= f.near_plane) & (z <= f.far_plane);
-  return in_depth & !(f.bounded & safe & (outside | faint));
+  // A fisheye view has no such bound; its faint Gaussians go too, far from where anything overflows.
+  const bool tiny = (var_x < T(1e9)) & (var_y < T(1e9));
+  return in_depth & !((f.bounded & safe & (outside | faint)) | (!f.bounded & tiny & faint));
 }
 
 // Bounds for may_be_seen: the largest squared scale, or a covariance's Frobenius norm.

@@ -36,6 +36,13 @@ struct CutEllipse {
   T dy_of_right;    // dy at its rightmost point; minus that at its leftmost
 };
 
+// a c - b^2, or NaN where cancellation leaves it unfit to bound the ellipse.
+template <typename T>
+RAPFAST_HD T well_conditioned_det(T a, T b, T c) {
+  const T det = a * c - b * b;
+  return det > Constants<T>::kWellConditioned * (a * c) ? det : T(NAN);
+}
+
 template <typename T>
 RAPFAST_HD CutEllipse<T> cut_ellipse(const Record<T>& r) {
   CutEllipse<T> e;
@@ -47,9 +54,9 @@ RAPFAST_HD CutEllipse<T> cut_ellipse(const Record<T>& r) {
   const T ratio = r.opacity / Constants<T>::kAlphaCut;
   // An opacity of 0 (a record the colour stage removed) has no ellipse; its level is negative.
   e.level = ratio > T(0) ? T(2) * T(log(ratio)) + Constants<T>::kTileSlackSigma : T(-1);
-  const T det = e.a * e.c - e.b * e.b;
+  const T det = well_conditioned_det(e.a, e.b, e.c);
   const T level = max_of(e.level, T(0));
-  // A conic that rounding made indefinite gives no bound: NaN here makes every tile of the box count.
+  // NaN where the conic gives no bound: every comparison below then keeps the tile.
   e.half_height = sqrt(level * e.a / det);
   e.dy_of_right = -e.b / e.c * sqrt(level * e.c / det);
   return e;

@@ -161,6 +161,43 @@ void test_tile_rows() {
   expect("the row test drops tiles of the box", kept < box * 8 / 10);
 }
 
+// Needles hundreds to thousands of pixels long: their determinant cancels in float, so the bounds
+// must notice and keep the box.
+void test_needles() {
+  uint32_t state = 3;
+  const auto uniform = [&] {
+    state = state * 1664525u + 1013904223u;
+    return float(state >> 8) / float(1 << 24);
+  };
+  for (int trial = 0; trial < 200; ++trial) {
+    const float length = 100.f * std::pow(40.f, uniform()), angle = 3.14159f * uniform();
+    const float ux = std::cos(angle), uy = std::sin(angle), l2 = length * length;
+    const float xx = l2 * ux * ux + 0.3f, xy = l2 * ux * uy, yy = l2 * uy * uy + 0.3f;
+    const float inv_det = 1 / (xx * yy - xy * xy);
+    if (!(inv_det > 0) || !is_finite(inv_det)) continue;
+    const float along = (2.4f + 0.7f * uniform()) * length;  // from the mean to the image's centre
+    const Record<float> r = {128 - along * ux, 128 - along * uy, yy * inv_det, -xy * inv_det,
+                             xx * inv_det,     1.f,              1,            1};
+    const int32_t radii[2] = {int32_t(std::ceil(3.33f * std::sqrt(xx))),
+                              int32_t(std::ceil(3.33f * std::sqrt(yy)))};
+    const TileRect rect = tile_rect(r.x, r.y, radii, 16, 16);
+    const CutEllipse<float> e = cut_ellipse(r);
+    for (int y = 0; y < 256; ++y) {
+      int32_t x0 = 0, x1 = 0;
+      const bool row_in_box = y / 16 >= rect.y0 && y / 16 < rect.y1;
+      if (row_in_box) tile_row_range(e, rect, y / 16, x0, x1);
+      for (int x = 0; x < 256 && row_in_box; ++x) {
+        const float dx = r.x - (x + 0.5f), dy = r.y - (y + 0.5f);
+        const float sigma = 0.5f * (r.conic_a * dx * dx + r.conic_c * dy * dy) + r.conic_b * dx * dy;
+        const bool drawn = sigma >= 0 && std::exp(-sigma) >= 1 / 255.f;
+        if (drawn && x / 16 >= rect.x0 && x / 16 < rect.x1) {
+          expect("a needle's tile is kept", x / 16 >= x0 && x / 16 < x1);
+        }
+      }
+    }
+  }
+}
+
 void test_depth_keys() {
   const float depths[] = {-2.f, -1.f, -0.f, 1e-30f, 1.f, 1.0000001f, 3e38f};
   for (int i = 0; i + 1 < 7; ++i) expect("keys rise", depth_key(depths[i]) < depth_key(depths[i + 1]));
@@ -211,6 +248,7 @@ int main() {
   test_projection();
   test_sh_orthonormal();
   test_tile_rows();
+  test_needles();
   test_depth_keys();
   test_exp();
   test_half_and_bytes();
