@@ -40,20 +40,24 @@ RenderSizes read_sizes(Arguments& a) {
   return s;
 }
 
-// Sizes in bytes of the two buffers of a call, and where the parts of its state are.
-py::dict render_layout(const py::kwargs& kwargs) {
+int64_t render_scratch_size(const py::kwargs& kwargs) {
   Arguments a(kwargs);
   const RenderSizes sizes = read_sizes(a);
   const int device = a.get<int>("device");
   a.finish();
   const DeviceGuard guard(device);
+  return scratch_size(sizes);
+}
+
+// Size in bytes of a call's state, and where its parts are. Asks no device.
+py::dict state_layout_of(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const RenderSizes sizes = read_sizes(a);
+  a.finish();
   const StateLayout l = state_layout(sizes);
   py::dict out;
-  out["scratch_size"] = scratch_size(sizes);
-  out["state_size"] = l.size;
-  out["color_stride"] = color_stride(sizes.n_channels);
+  out["size"] = l.size;
   out["image_offsets"] = l.image_offsets;
-  out["n_invalid"] = l.n_invalid;
   out["tile_offsets"] = l.tile_offsets;
   out["records"] = l.records;
   out["radii"] = l.radii;
@@ -79,6 +83,7 @@ void render(const py::kwargs& kwargs) {
   read_composite_options(a, p.composite);
   p.colors = a.pointer<float>("blended");
   p.alphas = a.pointer<float>("alphas");
+  p.project.n_invalid = a.pointer<int64_t>("n_invalid");
   p.state = a.pointer<char>("state");
   p.scratch = a.pointer<char>("scratch");
   p.counts = a.pointer<int64_t>("counts");
@@ -197,7 +202,9 @@ void composite(const py::kwargs& kwargs) {
 
 void bind_cuda(py::module_& m) {
   m.attr("view_size") = sizeof(DeviceView);
-  m.def("render_layout", &render_layout);
+  m.def("state_layout", &state_layout_of);
+  m.def("render_scratch_size", &render_scratch_size);
+  m.def("color_stride", &color_stride);
   m.def("render_cuda", &render);
   m.def("project_scratch_size", &project_scratch_size);
   m.def("project_cuda", &project);

@@ -20,10 +20,9 @@ struct RenderSizes {
   bool keep_state;            // for a backward pass: per-pixel state too
 };
 
-// Offsets in bytes of the parts of a call's state, the one buffer that outlives it: what meta shows
-// and what a backward pass needs.
+// Offsets in bytes of the parts of a call's state: what meta shows and what a backward pass needs.
 struct StateLayout {
-  int64_t image_offsets, n_invalid, tile_offsets, records, radii, gaussian_ids, record_colors,
+  int64_t image_offsets, tile_offsets, records, radii, gaussian_ids, record_colors,
       tile_records, transmittances, last_ids, size;
 };
 
@@ -33,7 +32,7 @@ int64_t scratch_size(const RenderSizes& sizes);  // bytes; needs a device only f
 
 struct RenderParams {
   RenderSizes sizes;
-  ProjectParams<float> project;   // inputs and options
+  ProjectParams<float> project;   // inputs, options and n_invalid
   ColorParams<float> color;       // likewise
   float alpha_cap;
   CompositeParams<float> composite;

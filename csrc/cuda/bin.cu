@@ -66,7 +66,9 @@ __global__ void __launch_bounds__(kThreads)
                 const uint32_t* __restrict__ n_tiles, const uint32_t* __restrict__ starts,
                 const int32_t* __restrict__ image_ids, uint32_t* __restrict__ tile_keys,
                 int32_t* __restrict__ values, const Counts* counts) {
-  const int64_t n = min(p.image_offsets[p.n_images], p.record_capacity);
+  // Without room for all of them no pair is emitted: a later run will have it.
+  const bool room = counts->n_intersections <= p.capacity;
+  const int64_t n = room ? min(p.image_offsets[p.n_images], p.record_capacity) : 0;
   const int lane = threadIdx.x % 32;
   // Whole warps enter the loop body together: its collectives need every lane.
   for (int64_t first = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * 32; first < n;
@@ -98,10 +100,8 @@ __global__ void __launch_bounds__(kThreads)
         int32_t x0, x1;
         tile_row_range(ellipse, rect, ty, x0, x1);
         for (int32_t tx = x0; tx < x1; ++tx, ++at) {
-          if (at < p.capacity) {
-            tile_keys[at] = base + uint32_t(ty * p.tiles_x + tx);
-            values[at] = value;
-          }
+          tile_keys[at] = base + uint32_t(ty * p.tiles_x + tx);
+          values[at] = value;
         }
       }
     }
@@ -130,16 +130,14 @@ __global__ void __launch_bounds__(kThreads)
         int64_t to = next + before - (x1 - x0);
         next += __shfl_sync(kFullWarp, before, 31);
         for (int32_t tx = x0; tx < x1; ++tx, ++to) {
-          if (to < p.capacity) {
-            tile_keys[to] = owner_base + uint32_t(ty * p.tiles_x + tx);
-            values[to] = owner_value;
-          }
+          tile_keys[to] = owner_base + uint32_t(ty * p.tiles_x + tx);
+          values[to] = owner_value;
         }
       }
     }
   }
   // The sort runs over the whole capacity: what no pair fills sorts to the end.
-  const int64_t used = counts->n_intersections;
+  const int64_t used = room ? counts->n_intersections : 0;
   RAPFAST_GRID_STRIDE(i, p.capacity - used) {
     tile_keys[used + i] = kNoKey;
     values[used + i] = 0;
@@ -150,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void offsets_kernel(BinParams<float> p, const uint32_t* __restrict__ tile_keys,
                                const Counts* counts) {
   const int64_t n_tiles = p.n_images * p.tiles_x * p.tiles_y;
-  const int64_t n = min(counts->n_intersections, p.capacity);
+  const int64_t n = counts->n_intersections <= p.capacity ? counts->n_intersections : 0;
   RAPFAST_GRID_STRIDE(t, n_tiles + 1) {
     int64_t low = 0, high = n;
     while (low < high) {

@@ -11,6 +11,7 @@ namespace rapfast {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // reported here; the next launch is not to blame
   if (error == cudaErrorInsufficientDriver) {
     throw std::runtime_error("rapfast was built with CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
                              std::to_string(CUDART_VERSION % 1000 / 10) +

@@ -8,6 +8,9 @@
 namespace rapfast {
 namespace {
 
+// A pair that passed the cheap frustum test and is not visible has no colour and counts nowhere.
+__device__ bool is_dead(const Record<float>& record) { return record.opacity == 0.f; }
+
 // Takes the record out: nothing of it may be drawn, and 0 x NaN would still be NaN in the sums.
 __device__ void remove_record(const ColorParams<float>& p, int64_t m, int32_t image, float* out) {
   p.records[m].opacity = 0.f;
@@ -21,6 +24,7 @@ __global__ void __launch_bounds__(kThreads)
               const int32_t* __restrict__ image_ids) {
   const int64_t n = min(p.image_offsets[n_images], p.capacity);
   RAPFAST_GRID_STRIDE(m, n) {
+    if (is_dead(p.records[m])) continue;
     const int32_t image = image_ids[m];
     const int64_t scene = image / p.n_cameras;
     const int64_t g = p.gaussian_ids[m];
@@ -57,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
       finite = finite && is_finite(v);
     }
     if (!finite) remove_record(p, m, image, out);
-    if (p.depth_channel == DepthChannel::kAppended) out[3] = p.records[m].depth;
+    out[3] = p.depth_channel == DepthChannel::kAppended ? p.records[m].depth : 0.f;
   }
 }
 
@@ -67,8 +71,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t n = min(p.image_offsets[n_images], p.capacity);
   const bool with_colors = p.depth_channel != DepthChannel::kOnly;
   RAPFAST_GRID_STRIDE(m, n) {
+    if (is_dead(p.records[m])) continue;
     const int32_t image = image_ids[m];
     float* out = p.record_colors + m * p.color_stride;
+    // The padding is loaded with the last channels.
+    for (int64_t d = output_channels(p); d < p.color_stride; ++d) out[d] = 0.f;
     if (with_colors) {
       const int64_t lead = p.per_camera ? int64_t(image) : image / p.n_cameras;
       const float* color = p.colors + p.n_channels * (lead * p.n_gaussians + p.gaussian_ids[m]);

@@ -36,12 +36,11 @@ __global__ void clear_kernel(ProjectParams<float> p, int64_t n_images, Counts* c
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    cull_kernel(ProjectParams<float> p, const DeviceView* __restrict__ views,
-                uint32_t* __restrict__ ballots) {
+__device__ void cull_group(const ProjectParams<float>& p, int64_t scene_and_group, int64_t n_groups,
+                           const DeviceView* __restrict__ views, uint32_t* __restrict__ ballots) {
   __shared__ FrustumTest<float> tests[kGroup];
-  const int64_t scene = blockIdx.z;
-  const int64_t first_camera = int64_t(blockIdx.y) * kGroup;
+  const int64_t scene = scene_and_group / n_groups;
+  const int64_t first_camera = scene_and_group % n_groups * kGroup;
   const int n_cameras = int(min(int64_t(kGroup), p.n_cameras - first_camera));
   const int64_t first_image = scene * p.n_cameras + first_camera;
   for (int k = threadIdx.x; k < n_cameras; k += blockDim.x) tests[k] = views[first_image + k].test;
@@ -88,6 +87,16 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if (lane < n_cameras) ballots[(first_image + lane) * n_words + word] = mine;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    cull_kernel(ProjectParams<float> p, const DeviceView* __restrict__ views,
+                uint32_t* __restrict__ ballots) {
+  const int64_t n_groups = (p.n_cameras + kGroup - 1) / kGroup;
+  for (int64_t i = blockIdx.y; i < p.n_scenes * n_groups; i += gridDim.y) {
+    cull_group(p, i, n_groups, views, ballots);
+    __syncthreads();  // before the next group's tests replace these
   }
 }
 
@@ -214,8 +223,8 @@ void project_cuda(const ProjectParams<float>& p, const ProjectScratch& s, Counts
   check_launch("clear_kernel");
   if (n_images * n_words == 0) return;
 
-  const unsigned groups = unsigned((p.n_cameras + kGroup - 1) / kGroup);
-  const dim3 grid(grid_for(p.n_gaussians), groups, unsigned(p.n_scenes));
+  const int64_t groups = p.n_scenes * ((p.n_cameras + kGroup - 1) / kGroup);
+  const dim3 grid(grid_for(p.n_gaussians), unsigned(min_of<int64_t>(groups, 65535)));
   cull_kernel<<<grid, kThreads, 0, stream>>>(p, s.views, s.ballots);
   check_launch("cull_kernel");
   size_t bytes = s.cub_bytes;

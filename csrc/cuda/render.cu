@@ -1,6 +1,8 @@
 #include "../render.h"
 
 #include <map>
+#include <mutex>
+#include <vector>
 
 #include "check.cuh"
 #include "scratch.h"
@@ -26,23 +28,50 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   return scratch;
 }
 
-// Where the counts of a thread's call arrive: page-locked memory and an event, made on the thread's
-// first call on a device, since making them costs more than all else here. They are never given back:
-// a thread may end after the CUDA runtime has.
+// Where the counts of a call arrive: page-locked memory and an event. Making them costs more than all
+// else here, so calls that have ended leave theirs to later ones of any thread.
 struct Mailbox {
   cudaEvent_t arrived;
   Counts* counts;
 };
 
-Mailbox& mailbox(int device) {
-  thread_local std::map<int, Mailbox> mailboxes;
-  const auto found = mailboxes.find(device);
-  if (found != mailboxes.end()) return found->second;
-  Mailbox made;
-  check(cudaEventCreateWithFlags(&made.arrived, cudaEventDisableTiming), "cudaEventCreate");
-  check(cudaMallocHost(&made.counts, sizeof(Counts)), "cudaMallocHost");
-  return mailboxes[device] = made;
-}
+class MailboxLoan {
+ public:
+  explicit MailboxLoan(int device) : device_(device) {
+    {
+      std::lock_guard<std::mutex> lock(mutex());
+      std::vector<Mailbox>& free = free_of(device);
+      if (!free.empty()) {
+        box = free.back();
+        free.pop_back();
+        return;
+      }
+    }
+    check(cudaEventCreateWithFlags(&box.arrived, cudaEventDisableTiming), "cudaEventCreate");
+    check(cudaMallocHost(&box.counts, sizeof(Counts)), "cudaMallocHost");
+  }
+  ~MailboxLoan() {
+    std::lock_guard<std::mutex> lock(mutex());
+    free_of(device_).push_back(box);
+  }
+  MailboxLoan(const MailboxLoan&) = delete;
+  MailboxLoan& operator=(const MailboxLoan&) = delete;
+
+  Mailbox box{};
+
+ private:
+  // Never destroyed: a call may be under way while the process exits.
+  static std::mutex& mutex() {
+    static std::mutex* const m = new std::mutex;
+    return *m;
+  }
+  static std::vector<Mailbox>& free_of(int device) {
+    static auto* const free = new std::map<int, std::vector<Mailbox>>;
+    return (*free)[device];
+  }
+
+  int device_;
+};
 
 }  // namespace
 
@@ -63,7 +92,6 @@ StateLayout state_layout(const RenderSizes& s) {
   };
   StateLayout l;
   l.image_offsets = take(8 * (n_images + 1));
-  l.n_invalid = take(8 * n_images);
   l.tile_offsets = take(8 * (n_images * tiles_x * tiles_y + 1));
   l.records = take(int64_t(sizeof(Record<float>)) * s.record_capacity);
   l.radii = take(8 * s.record_capacity);
@@ -101,7 +129,6 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   project.radii = static_cast<int32_t*>(part(layout.radii));
   project.gaussian_ids = static_cast<int32_t*>(part(layout.gaussian_ids));
   project.image_offsets = static_cast<int64_t*>(part(layout.image_offsets));
-  project.n_invalid = static_cast<int64_t*>(part(layout.n_invalid));
   project_cuda(project, scratch.project, scratch.counts, stream);
   mark();
 
@@ -130,7 +157,8 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   bin_cuda(bin, scratch.bin, scratch.project.image_ids, scratch.counts, stream);
   mark();
 
-  const Mailbox& box = mailbox(device);
+  const MailboxLoan loan(device);
+  const Mailbox& box = loan.box;
   check(cudaMemcpyAsync(box.counts, scratch.counts, sizeof(Counts), cudaMemcpyDeviceToHost, stream),
         "copy of the counts");
   check(cudaEventRecord(box.arrived, stream), "cudaEventRecord");

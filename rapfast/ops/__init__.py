@@ -11,7 +11,7 @@ from rapfast.ops.blend import blend
 from rapfast.ops.color import color
 from rapfast.ops.composite import composite
 from rapfast.ops.project import Records, project
-from rapfast.ops.render import render, stage_times, state_n_invalid, state_pixels, state_records
+from rapfast.ops.render import render, stage_times, state_pixels, state_records
 
 __all__ = [
     "Records",
@@ -22,7 +22,6 @@ __all__ = [
     "project",
     "render",
     "stage_times",
-    "state_n_invalid",
     "state_pixels",
     "state_records",
 ]

@@ -54,12 +54,11 @@ def _cpu(*inputs):
 
 def _cuda(records, record_colors, image_offsets, *inputs):
     out = _allocate(record_colors, image_offsets, inputs[2], inputs[3])
-    channels = record_colors.shape[1]
-    if channels >= 3:  # 16-byte loads want rows of whole quads
-        record_colors = torch.nn.functional.pad(record_colors, (0, -channels % 4))
-    native.blend_cuda(
-        **cuda_arguments(records), **_arguments(*out, aligned(records), record_colors, image_offsets, *inputs)
-    )
+    # 16-byte loads want aligned records and rows of whole quads. Both names live until the launch.
+    records = aligned(records)
+    stride = native.color_stride(record_colors.shape[1])
+    record_colors = torch.nn.functional.pad(record_colors, (0, stride - record_colors.shape[1]))
+    native.blend_cuda(**cuda_arguments(records), **_arguments(*out, records, record_colors, image_offsets, *inputs))
     return out
 
 

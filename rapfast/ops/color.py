@@ -67,8 +67,7 @@ def _cpu(*inputs):
 
 def _cuda(means, viewmats, Ks, colors, gaussian_ids, image_offsets, records, n_invalid, *inputs):
     colors, channels = aligned(colors), output_channels(colors, inputs[-1])
-    stride = channels if channels < 3 else -(-channels // 4) * 4
-    out = records.new_zeros((records.shape[0], stride))
+    out = records.new_zeros((records.shape[0], native.color_stride(channels)))
     views = scratch(means, native.view_size * viewmats.shape[0] * viewmats.shape[1])
     images = image_ids(Records(records, records, gaussian_ids, image_offsets, n_invalid)).int()
     native.color_cuda(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -40,8 +41,21 @@ class _Sizes(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _layout(sizes: _Sizes, device: int) -> dict[str, int]:
-    return native.render_layout(**sizes._asdict(), device=device)
+def _layout(sizes: _Sizes) -> dict[str, int]:
+    return native.state_layout(**sizes._asdict())
+
+
+@lru_cache(maxsize=256)
+def _scratch_size(sizes: _Sizes, device: int) -> int:
+    return native.render_scratch_size(**sizes._asdict(), device=device)
+
+
+@lru_cache(maxsize=64)
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on the device. Copied there once: each copy from ordinary memory stops the stream."""
+    tensor = torch.tensor(values, dtype=torch.float32, device=device)
+    torch.cuda.current_stream(device).synchronize()  # other streams will read it too
+    return tensor
 
 
 def _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state):
@@ -59,7 +73,6 @@ def _cuda(
 ):  # fmt: skip
     device = means.device
     sizes = _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state)
-    layout = _layout(sizes, device.index)
     quats, colors = aligned(quats), aligned(colors)
     n_images = sizes.n_scenes * sizes.n_cameras
     blended = means.new_empty((n_images, height, width, sizes.n_channels))
@@ -67,8 +80,9 @@ def _cuda(
     out, out_alphas = blended, alphas
     if with_composite:
         out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
-    state = scratch(means, layout["state_size"])
-    room = scratch(means, layout["scratch_size"])
+    n_invalid = means.new_empty((n_images,), dtype=torch.int64)
+    state = scratch(means, _layout(sizes)["size"])
+    room = scratch(means, _scratch_size(sizes, device.index))
     counts = torch.empty(2, dtype=torch.int64)
     native.render_cuda(
         **cuda_arguments(means),
@@ -89,12 +103,13 @@ def _cuda(
         ),
         blended=address(blended),
         alphas=address(alphas),
+        n_invalid=address(n_invalid),
         state=address(state),
         scratch=address(room),
         counts=address(counts),
         stage_events=address(stage_events),
     )  # fmt: skip
-    return out, out_alphas, state, counts
+    return out, out_alphas, n_invalid, state, counts
 
 
 def _fake(
@@ -109,8 +124,9 @@ def _fake(
     out, out_alphas = blended, means.new_empty((n_images, height, width, 1))
     if with_composite:
         out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
-    state = means.new_empty((_layout(sizes, means.device.index)["state_size"],), dtype=torch.uint8)
-    return out, out_alphas, state, torch.empty(2, dtype=torch.int64)
+    n_invalid = means.new_empty((n_images,), dtype=torch.int64)
+    state = means.new_empty((_layout(sizes)["size"],), dtype=torch.uint8)
+    return out, out_alphas, n_invalid, state, torch.empty(2, dtype=torch.int64)
 
 
 render_op = define(
@@ -119,7 +135,7 @@ render_op = define(
     "bool antialiased, float eps2d, float near_plane, float far_plane, float radius_clip, int sh_degree, "
     "bool per_camera, int depth_channel, float alpha_cap, bool with_composite, bool expected_depth, "
     "float? clamp_min, float? clamp_max, int out_height, int out_width, bool channels_first, int pixel_type, "
-    "int record_capacity, int capacity, bool keep_state) -> (Tensor, Tensor, Tensor, Tensor)",
+    "int record_capacity, int capacity, bool keep_state) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
     cuda=_cuda,
 )
@@ -130,18 +146,57 @@ class Rendered(NamedTuple):
 
     images: Tensor  # [I, h, w, D] or [I, D, h, w]
     alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
-    state: Tensor  # [bytes] uint8, opaque: see state_parts
+    n_invalid: Tensor  # [I] int64, Gaussians of each image culled as non-finite or degenerate
+    state: Tensor  # [bytes] uint8, opaque: see state_records and state_pixels
     sizes: _Sizes
     n_records: int  # rows in use, dead ones included
     n_intersections: int
 
 
-# Capacities by problem size, learnt from the calls so far. Results never depend on them.
-_learnt: dict[tuple[int, ...], tuple[int, int]] = {}
+class _Learnt:
+    """Capacities for one problem size, from the calls so far. Results never depend on them.
+
+    They grow at once and shrink when a whole window of calls has needed less than half: sorts run over the
+    capacity, and a call that finds too little room runs twice.
+    """
+
+    _WINDOW = 16
+
+    def __init__(self, records: int, intersections: int) -> None:
+        self.capacities = records, intersections
+        self._needed = (0, 0)
+        self._calls = 0
+
+    def note(self, used: tuple[int, int], needed: tuple[int, int], n_pairs: int) -> None:
+        """One call had the capacities ``used`` and needed these counts."""
+        self._needed = max(self._needed[0], needed[0]), max(self._needed[1], needed[1])
+        self._calls += 1
+        self.capacities = max(self.capacities[0], used[0]), max(self.capacities[1], used[1])
+        if self._calls == self._WINDOW:
+            records, intersections = (_room(count) for count in self._needed)
+            self.capacities = (
+                min(n_pairs, records) if records < self.capacities[0] // 2 else self.capacities[0],
+                intersections if intersections < self.capacities[1] // 2 else self.capacities[1],
+            )
+            self._needed, self._calls = (0, 0), 0
+
+
+_learnt: OrderedDict[tuple[int, ...], _Learnt] = OrderedDict()
+_MAX_LEARNT = 256
 
 
 def _room(count: int) -> int:
     return min(MAX_INDEX, int(count * _HEADROOM) // 4096 * 4096 + 4096)
+
+
+def _learnt_for(key: tuple[int, ...], n_pairs: int) -> _Learnt:
+    found = _learnt.get(key)
+    if found is None:
+        records = min(n_pairs, _room(int(n_pairs * _FIRST_RECORDS)))
+        found = _learnt[key] = _Learnt(records, _room(int(records * _FIRST_INTERSECTIONS)))
+        while len(_learnt) > _MAX_LEARNT:
+            _learnt.popitem(last=False)
+    return found
 
 
 def render(
@@ -187,6 +242,10 @@ def render(
             f"means and viewmats make {n_pairs} (Gaussian, camera) pairs, more than {MAX_INDEX} in one call: "
             "render fewer cameras at a time"
         )
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "rapfast.rasterization cannot be captured in a CUDA graph yet: it reads back how many records a call has"
+        )
     expected_depth = render_mode.endswith("ED")
     if render_mode in ("D", "ED"):
         backgrounds = None
@@ -194,19 +253,16 @@ def render(
     clamp_min, clamp_max = post.clamp or (None, None)
     out_height, out_width = post.size or (height, width)
     key = (means.device.index, means.shape[0], viewmats.shape[1], means.shape[1], width, height)
-    record_capacity, capacity = capacities or _learnt.get(key) or (
-        min(n_pairs, _room(int(n_pairs * _FIRST_RECORDS))),
-        _room(int(min(n_pairs, n_pairs * _FIRST_RECORDS + 4096) * _FIRST_INTERSECTIONS)),
-    )
+    learnt = _learnt_for(key, n_pairs)
+    record_capacity, capacity = capacities or learnt.capacities
+    mean, std = (None if v is None else _constants(v, means.device) for v in (post.mean, post.std))
     # The operator has no place for events: timing calls its implementation.
     run = render_op if stage_events is None else partial(
         _cuda, stage_events=torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
     )  # fmt: skip
     while True:
-        images, alphas, state, counts = run(
-            means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds,
-            None if post.mean is None else means.new_tensor(post.mean),
-            None if post.std is None else means.new_tensor(post.std),
+        images, alphas, n_invalid, state, counts = run(
+            means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std,
             width, height, CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip,
             -1 if sh_degree is None else sh_degree, colors.dim() == (4 if sh_degree is None else 5),
             DEPTH_CHANNELS[render_mode], alpha_cap, with_composite, expected_depth, clamp_min, clamp_max,
@@ -221,58 +277,47 @@ def render(
                 f"the call needs {n_records} records and {n_intersections} intersections, more than {MAX_INDEX}: "
                 "render fewer cameras or smaller images at a time"
             )
+        del images, alphas, n_invalid, state  # their memory serves the next run
         record_capacity = max(record_capacity, min(n_pairs, _room(n_records)))
         capacity = max(capacity, _room(n_intersections))
     sizes = _sizes(
         means, viewmats, colors, width, height, DEPTH_CHANNELS[render_mode], record_capacity, capacity, keep_state
     )
     if capacities is None:
-        # Sorts run over the capacity, so one that is far too large is taken back.
-        if n_records < record_capacity // 2:
-            record_capacity = min(n_pairs, _room(n_records))
-        if n_intersections < capacity // 2:
-            capacity = _room(n_intersections)
-        _learnt[key] = record_capacity, capacity
+        learnt.note((record_capacity, capacity), (n_records, n_intersections), n_pairs)
     if post.layout == "CHW":
         alphas = alphas.permute(0, 3, 1, 2)
-    return Rendered(images, alphas, state, sizes, n_records, n_intersections)
+    return Rendered(images, alphas, n_invalid, state, sizes, n_records, n_intersections)
 
 
-def _part(rendered: Rendered, device: torch.device, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    begin, size = _layout(rendered.sizes, device.index)[name], dtype.itemsize * math.prod(shape)
+def _part(rendered: Rendered, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    begin, size = _layout(rendered.sizes)[name], dtype.itemsize * math.prod(shape)
     return rendered.state[begin : begin + size].view(dtype).reshape(shape)
 
 
-def state_n_invalid(rendered: Rendered, device: torch.device) -> Tensor:
-    """[I] int64, Gaussians of each image culled as non-finite or degenerate."""
-    return _part(rendered, device, "n_invalid", torch.int64, rendered.sizes.n_scenes * rendered.sizes.n_cameras)
-
-
-def state_records(rendered: Rendered, device: torch.device) -> Records:
+def state_records(rendered: Rendered) -> Records:
     """The visible pairs of a call, cut out of its state. Reads no input of the call."""
-    n, n_invalid = rendered.n_records, state_n_invalid(rendered, device)
-
-    def part(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-        return _part(rendered, device, name, dtype, *shape)
-
+    n = rendered.n_records
+    # The stream that reads may not be the one that rendered, whose allocator would hand the state on.
+    rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
     return without_dead(
         Records(
-            records=part("records", torch.float32, n, len(RECORD_FIELDS)),
-            radii=part("radii", torch.int32, n, 2),
-            gaussian_ids=part("gaussian_ids", torch.int32, n),
-            image_offsets=part("image_offsets", torch.int64, n_invalid.shape[0] + 1),
-            n_invalid=n_invalid,
+            records=_part(rendered, "records", torch.float32, n, len(RECORD_FIELDS)),
+            radii=_part(rendered, "radii", torch.int32, n, 2),
+            gaussian_ids=_part(rendered, "gaussian_ids", torch.int32, n),
+            image_offsets=_part(rendered, "image_offsets", torch.int64, rendered.n_invalid.shape[0] + 1),
+            n_invalid=rendered.n_invalid,
         )
     )
 
 
-def state_pixels(rendered: Rendered, device: torch.device) -> tuple[Tensor, Tensor]:
+def state_pixels(rendered: Rendered) -> tuple[Tensor, Tensor]:
     """Of a call with ``keep_state``: final transmittance [I, H, W], and the place of each pixel's last record in
     its tile's list [I, H, W] int32, -1 where no record reached it."""
-    shape = (rendered.sizes.n_scenes * rendered.sizes.n_cameras, rendered.sizes.height, rendered.sizes.width)
+    shape = (rendered.n_invalid.shape[0], rendered.sizes.height, rendered.sizes.width)
     return (
-        _part(rendered, device, "transmittances", torch.float32, *shape),
-        _part(rendered, device, "last_ids", torch.int32, *shape),
+        _part(rendered, "transmittances", torch.float32, *shape),
+        _part(rendered, "last_ids", torch.int32, *shape),
     )
 
 
