@@ -85,6 +85,8 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name} requires a gradient, which no backend gives it: pass a plain number")
         result = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be {what}, got {describe(value)}") from None

@@ -164,23 +164,24 @@ def rasterization(
     if backend == "reference":
         if sparse_grad:
             raise NotImplementedError('sparse_grad=True is not supported by backend="reference": use "gsplat"')
-        return reference.rasterization(
-            **inputs._asdict(),
-            width=settings.width,
-            height=settings.height,
-            near_plane=settings.near_plane,
-            far_plane=settings.far_plane,
-            radius_clip=settings.radius_clip,
-            eps2d=settings.eps2d,
-            sh_degree=settings.sh_degree,
-            packed=packed,
-            render_mode=render_mode,
-            rasterize_mode=rasterize_mode,
-            camera_model=camera_model,
-            absgrad=absgrad,
-            alpha_cap=settings.alpha_cap,
-            postprocess=postprocess,
-        )
+        with torch.autocast(means.device.type, enabled=False):
+            return reference.rasterization(
+                **inputs._asdict(),
+                width=settings.width,
+                height=settings.height,
+                near_plane=settings.near_plane,
+                far_plane=settings.far_plane,
+                radius_clip=settings.radius_clip,
+                eps2d=settings.eps2d,
+                sh_degree=settings.sh_degree,
+                packed=packed,
+                render_mode=render_mode,
+                rasterize_mode=rasterize_mode,
+                camera_model=camera_model,
+                absgrad=absgrad,
+                alpha_cap=settings.alpha_cap,
+                postprocess=postprocess,
+            )
     return _rapfast(inputs, settings, packed, postprocess)
 
 
@@ -253,7 +254,8 @@ def _check_inputs(
                 f"got {check.describe(colors)}"
             )
     if backgrounds is not None:
-        d = colors.shape[-1]
+        # Depth has background 0, so where there are no colours any number of channels will do, as in gsplat.
+        d = colors.shape[-1] if s.render_mode not in ("D", "ED") else "D"
         backgrounds = like_means("backgrounds", backgrounds, (c, d), (c, s.height, s.width, d))
     return _Inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds)
 
@@ -314,10 +316,10 @@ def _rapfast(
             **projection, sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap,
             postprocess=postprocess,
         )  # fmt: skip
-        images, alphas, n_invalid = rendered.images, rendered.alphas, ops.state_n_invalid(rendered, device)
+        images, alphas, n_invalid = rendered.images, rendered.alphas, rendered.n_invalid
 
         def make_records() -> ops.Records:
-            return ops.state_records(rendered, device)
+            return ops.state_records(rendered)
 
     else:
         projected = ops.project(
