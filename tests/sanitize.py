@@ -1,0 +1,238 @@
+"""compute-sanitizer over rapfast's kernels: one sweep of odd shapes per tool, each judged in a line.
+
+    python tests/sanitize.py                       all four tools
+    python tests/sanitize.py --tool memcheck       one of memcheck, racecheck, initcheck, synccheck
+    python tests/sanitize.py --sweep --seed 3      the sweep alone, without a sanitizer
+
+The sweep draws fresh random inputs from the seed, in memory that torch takes from the driver block by block
+(PYTORCH_NO_CUDA_MEMORY_CACHING=1), so that a step past a block's end is seen. It runs on two streams in turn, and
+compares each picture with the same call's on memory filled with NaN.
+
+Exit status: 0 when no tool found anything, 1 when one did, 77 where nothing could run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SKIPPED = 77
+ROOT = Path(__file__).resolve().parent.parent
+# Of the findings only those in rapfast's kernels and CUB's count: torch's own are others' business.
+OURS = re.compile(r"rapfast::|\bcub::")
+THEIRS = re.compile(r"\bat::|at_cuda_detail|at_native")
+OPTIONS = {
+    "memcheck": ["--leak-check", "no", "--report-api-errors", "no"],
+    "racecheck": ["--racecheck-report", "all"],
+    "initcheck": [],
+    "synccheck": [],
+}
+
+
+def find_sanitizer() -> str | None:
+    """The program, on PATH or in a CUDA toolkit."""
+    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [str(Path(place, sub)) for place in places if place for sub in ("bin", "compute-sanitizer")]
+    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+
+
+def kernel_filter(tool: str, sanitizer: str) -> list[str]:
+    """Options that look at rapfast's and CUB's kernels alone. initcheck must see every kernel: torch's write what
+    rapfast's read."""
+    if tool == "initcheck":
+        return []
+    usage = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, check=False).stdout
+    if "--kernel-name" in usage:
+        option, key = "--kernel-name", "kernel_substring"
+    elif "--kernel-regex" in usage:
+        option, key = "--kernel-regex", "kns"
+    else:
+        return []
+    return [option, f"{key}=rapfast", option, f"{key}=cub"]
+
+
+def findings(report: str) -> tuple[int, int]:
+    """How many of a report's findings lie in kernels of ours, and how many elsewhere.
+
+    A finding begins with an unindented line behind the tool's margin and says in the next ones where it was.
+    """
+    ours = theirs = 0
+    for block in re.split(r"^========= (?=\S)", report, flags=re.MULTILINE)[1:]:
+        if not re.match(r"(Invalid|Uninitialized|Error|Warning|Race|Barrier|Misaligned|Address|Potential)", block):
+            continue
+        where = re.split(r"Saved host backtrace|Host Frame", block)[0]  # the kernel; not who launched it
+        if OURS.search(where) and not THEIRS.search(where):
+            ours += 1
+        else:
+            theirs += 1
+    return ours, theirs
+
+
+def check(tool: str, sanitizer: str, seed: int, timeout: float) -> bool:
+    """Runs the sweep under one tool; prints the verdict, and the report where there is something in it."""
+    command = [
+        sanitizer, "--tool", tool, "--error-exitcode", "1", "--print-limit", "1000",
+        "--show-backtrace", "device", *kernel_filter(tool, sanitizer),
+        *OPTIONS[tool], sys.executable, __file__, "--sweep", "--seed", str(seed),
+    ]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path}
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=timeout, errors="replace", check=False
+        )
+        output, status = done.stdout + done.stderr, done.returncode
+    except subprocess.TimeoutExpired as expired:
+        partial = expired.stdout or b""
+        output = partial.decode(errors="replace") if isinstance(partial, bytes) else partial
+        status = -1
+    seconds = time.monotonic() - started
+    calls = re.search(r"sweep finished: (\d+) calls", output)
+    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", output)
+    ours, theirs = findings(output)
+    # Without a summary the tool did not run to its end. A count that no parsed finding explains is ours.
+    unexplained = summary is not None and int(summary.group(1)) > 0 and ours + theirs == 0
+    clean = calls is not None and summary is not None and ours == 0 and not unexplained
+    if clean:
+        verdict = f"clean, {calls.group(1)} calls" + (f" ({theirs} findings in torch's kernels)" if theirs else "")
+    elif status == -1:
+        verdict = f"unfinished after {timeout:.0f} s"
+    elif summary is None or calls is None:
+        verdict = f"the sweep did not finish (exit status {status}, {ours} findings)"
+    else:
+        verdict = f"{ours or summary.group(1)} findings"
+    print(f"{tool}: {verdict}, {seconds:.0f} s", flush=True)
+    if not clean:
+        lines = output.splitlines()
+        print("\n".join(lines if len(lines) <= 100 else [*lines[:80], "...", *lines[-20:]]))
+    return clean
+
+
+def sweep(seed: int) -> int:
+    """Every kernel on small work of odd shape; returns the number of calls."""
+    import torch
+    from scenes import Scene, covariances, flat, make_scene
+
+    from rapfast import PostProcess, ops, rasterization
+
+    picks = random.Random(seed)
+    torch.manual_seed(seed)
+    streams = [torch.cuda.current_stream(), torch.cuda.Stream()]
+    calls = 0
+
+    def poison() -> None:
+        """NaN in free memory; without a cache the driver may hand out the same pages again."""
+        blocks = [torch.full((1 << k,), 0xFF, dtype=torch.uint8, device="cuda") for k in range(9, 21)]
+        torch.cuda.synchronize()
+        del blocks
+
+    def draw(n: int, c: int, size: tuple[int, int], **options: Any) -> None:
+        nonlocal calls
+        batch = options.pop("batch", ())
+        channels, per_camera = options.pop("channels", 3), options.pop("per_camera", False)
+        background, as_covars = options.pop("background", None), options.pop("as_covars", False)
+        broken = options.pop("broken", False)
+        scene = make_scene(
+            max(n, 1), max(c, 1), batch=batch, channels=channels, sh_degree=options.get("sh_degree"),
+            per_camera=per_camera, width=size[0], height=size[1], seed=picks.randrange(1 << 30), dtype=torch.float32,
+        )  # fmt: skip
+        if n == 0:
+            scene = Scene(*(x[:0] for x in scene[:5]), *scene[5:])
+        if broken:
+            for x in scene[:5]:
+                x.view(-1)[:: max(1, x.numel() // 7)] = picks.choice([float("nan"), float("inf"), 0.0, 1e30])
+        scene = scene.to("cuda")
+        if as_covars:
+            options["covars"] = covariances(scene)
+        if background is not None:
+            image = (size[1], size[0]) if background == "image" else ()
+            options["backgrounds"] = torch.rand(*batch, c, *image, channels, device="cuda")
+        torch.cuda.synchronize()
+        pictures = []
+        for stream in streams:
+            poison()
+            with torch.cuda.stream(stream):
+                colors, alphas, _ = rasterization(*scene, *size, **options)
+            stream.synchronize()
+            pictures.append(torch.cat([colors.double().flatten(), alphas.double().flatten()]).cpu())
+            calls += 1
+        if not torch.equal(*pictures):
+            raise AssertionError(f"two calls differ: {n} Gaussians, {c} cameras, {size}, {options}")
+
+    # Shapes: no Gaussian, one, around a warp and a block; one camera, a group, a group and a bit; sizes around a tile.
+    for n, c, size in [
+        (0, 1, (17, 5)), (1, 1, (1, 1)), (31, 2, (16, 16)), (33, 33, (9, 31)), (257, 3, (33, 17)), (1000, 1, (75, 41)),
+    ]:  # fmt: skip
+        draw(n, c, size, sh_degree=picks.randrange(5))
+    for channels in (1, 2, 3, 4, 5, 9, 17, 33):
+        draw(picks.randrange(20, 200), 2, (picks.randrange(1, 40), picks.randrange(1, 40)), channels=channels)
+    for model in ("pinhole", "ortho", "fisheye"):
+        for mode in ("D", "RGB+ED"):
+            settings = {"camera_model": model, "render_mode": mode, "rasterize_mode": "antialiased"}
+            draw(picks.randrange(50, 200), 2, (37, 23), sh_degree=picks.randrange(5), **settings)
+    draw(100, 2, (33, 20), batch=(2, 2), per_camera=True, channels=6, background="image")
+    draw(100, 2, (33, 20), as_covars=True, background="color")
+    draw(300, 2, (50, 30), broken=True, sh_degree=2)
+    draw(300, 2, (50, 30), broken=True)
+    posts = [
+        PostProcess(size=(7, 31), dtype=torch.uint8), PostProcess(layout="CHW", dtype=torch.float16, clamp=(0.0, 1.0)),
+        PostProcess(size=(61, 13), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+    ]  # fmt: skip
+    for post in posts:
+        draw(100, 2, (33, 20), background="color", postprocess=post)
+
+    # Large ellipses, more rows of tiles than a warp has lanes; and capacities that are too small, with state kept.
+    s = flat(make_scene(20, 1, width=40, height=600, dtype=torch.float32, device="cuda"))
+    s.scales.mul_(20)
+    for capacities in ((0, 0), (3, 70), None):
+        ops.render(
+            s.means, s.quats, s.scales, None, s.opacities, s.colors, s.viewmats, s.Ks, None, 40, 600,
+            camera_model="pinhole", antialiased=False, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
+            sh_degree=None, render_mode="RGB+D", alpha_cap=0.999, keep_state=True, capacities=capacities,
+        )  # fmt: skip
+        calls += 1
+
+    # The stages one by one, which lay out their memory themselves.
+    s = make_scene(
+        200, 2, batch=(2,), sh_degree=1, width=50, height=30, seed=seed, dtype=torch.float32, device="cuda"
+    )  # fmt: skip
+    records = ops.project(s.means, s.quats, s.scales, None, s.opacities, s.viewmats, s.Ks, 50, 30)
+    colors = ops.color(s.means, s.viewmats, s.Ks, s.colors, records, 50, 30, sh_degree=1)
+    blended, alphas = ops.blend(records, colors, ops.bin(records, 50, 30), 50, 30)
+    ops.composite(blended, alphas, n_color_channels=3, postprocess=PostProcess(size=(20, 20)))
+    torch.cuda.synchronize()
+    return calls + 5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tool", choices=TOOLS, action="append", help="may be given more than once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=150, help="seconds a tool")
+    parser.add_argument("--sweep", action="store_true", help="run the sweep alone")
+    options = parser.parse_args()
+    if options.sweep:
+        for folder in (ROOT, ROOT / "tests"):
+            sys.path.insert(0, str(folder))
+        print(f"sweep finished: {sweep(options.seed)} calls", flush=True)
+        return 0
+    sanitizer = find_sanitizer()
+    if sanitizer is None:
+        print("No tool was run: compute-sanitizer, of the CUDA toolkit, is neither on PATH nor in CUDA_HOME.")
+        return SKIPPED
+    verdicts = [check(tool, sanitizer, options.seed, options.timeout) for tool in options.tool or TOOLS]
+    return 0 if all(verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
