@@ -6,6 +6,7 @@
 """
 
 from rapfast._version import __version__
+from rapfast.appearance import RapScene, load_rap
 from rapfast.cameras import Cameras
 from rapfast.io import load_ply, load_scene, save_ply, save_scene
 from rapfast.postprocess import PostProcess
@@ -15,9 +16,11 @@ from rapfast.scene import Scene
 __all__ = [
     "Cameras",
     "PostProcess",
+    "RapScene",
     "Scene",
     "__version__",
     "load_ply",
+    "load_rap",
     "load_scene",
     "rasterization",
     "save_ply",

@@ -287,7 +287,7 @@ def _rapfast(
                 )
     device = inputs.means.device
     if device.type == "cuda":
-        _require_cuda(inputs.means)
+        require_cuda(inputs.means)
     elif device.type != "cpu":
         raise NotImplementedError(f"means must be on a CPU or CUDA device, got {check.describe(inputs.means)}")
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
@@ -348,7 +348,8 @@ def _rapfast(
     return images.reshape(*batch_dims, c, *images.shape[1:]), alphas.reshape(*batch_dims, c, *alphas.shape[1:]), meta
 
 
-def _require_cuda(means: Tensor) -> None:
+def require_cuda(means: Tensor) -> None:
+    """Raises where ``means``, which lies on a CUDA device, cannot be rendered there."""
     info = native.build_info()
     if info["cuda"] is None:
         raise NotImplementedError(

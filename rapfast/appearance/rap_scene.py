@@ -21,7 +21,7 @@ from rapfast.io.files import PathLike
 from rapfast.io.ply import load_ply
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
-from rapfast.rasterization import BACKENDS, RENDER_MODES, _require_cuda, rasterization
+from rapfast.rasterization import BACKENDS, RENDER_MODES, require_cuda, rasterization
 from rapfast.scene import SH_DEGREE_OF_COUNT, Scene
 
 REFUSED = ("use_decode_with_pos", "use_okmap")
@@ -251,7 +251,7 @@ class RapScene:
         """For each view the Gaussians [m] that it sees, ascending."""
         scene = self.scene
         if scene.device.type == "cuda":
-            _require_cuda(scene.means)
+            require_cuda(scene.means)
         geometry = [tensor[None].contiguous() for tensor in (scene.means, scene.quats, scene.scales)]
         rest = [tensor[None].contiguous() for tensor in (scene.opacities, viewmats, Ks)]
         records = ops.project(*geometry, None, *rest, width, height, antialiased=antialiased, **limits)
