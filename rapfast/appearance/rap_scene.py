@@ -21,7 +21,7 @@ from rapfast.io.files import PathLike
 from rapfast.io.ply import load_ply
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
-from rapfast.rasterization import BACKENDS, RENDER_MODES, require_cuda, rasterization
+from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, require_cuda
 from rapfast.scene import SH_DEGREE_OF_COUNT, Scene
 
 REFUSED = ("use_decode_with_pos", "use_okmap")
