@@ -463,6 +463,30 @@ def part(rendered: Any, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
     return native_render._part(rendered, name, dtype, *shape).cpu()
 
 
+def test_every_counted_pair_is_written():
+    """One kernel counts a record's tiles and another writes them: if they ever disagreed, lists would hold what was
+    in memory before. Millions of pairs, each tile's list strictly ordered by depth, then by Gaussian."""
+    width, height, c = 854, 480, 8
+    scene = make_scene(400_000, c, width=width, height=height, **ON_CUDA)
+    scene = scene._replace(scales=0.15 * scene.scales)
+    render(scene, (width, height))  # learns the capacities
+    poison(0x00)
+    kept = render(scene, (width, height))
+    tiles_x, tiles_y = math.ceil(width / 16), math.ceil(height / 16)
+    image_offsets = part(kept, "image_offsets", torch.int64, c + 1)
+    tile_offsets = part(kept, "tile_offsets", torch.int64, c * tiles_x * tiles_y + 1)
+    place = part(kept, "tile_records", torch.int32, kept.n_intersections).long()
+    assert kept.n_intersections > 4_000_000
+    tile = torch.repeat_interleave(torch.arange(c * tiles_x * tiles_y), tile_offsets.diff())
+    assert len(tile) == kept.n_intersections
+    image = tile // (tiles_x * tiles_y)
+    assert bool(((place >= 0) & (place < image_offsets.diff()[image])).all())
+    depth = part(kept, "records", torch.float32, kept.n_records, 8)[image_offsets[image] + place, 6]
+    same_tile = tile[1:] == tile[:-1]
+    ordered = (depth[1:] > depth[:-1]) | ((depth[1:] == depth[:-1]) & (place[1:] > place[:-1]))
+    assert bool((ordered | ~same_tile).all())
+
+
 @pytest.mark.parametrize("channels", [3, 40])
 def test_state_of_pixels(channels):
     """Transmittance is what is left of 1 - alpha, and the last record is that of a plain reading of the tile lists."""
