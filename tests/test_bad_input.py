@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import resource
 from typing import Any
 
 import numpy as np
@@ -164,9 +165,14 @@ def test_very_wide_image():
 
 
 def test_an_image_that_cannot_be_allocated_is_an_error():
-    """Four tebipixels: torch says so; nothing is written anywhere."""
-    with pytest.raises((RuntimeError, MemoryError), match=re.compile("memory|alloc", re.IGNORECASE)):
-        rasterization(**arguments(width=1 << 20, height=1 << 20))
+    """A tebipixel, under a limit on the address space: without one some machines promise any amount of memory."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 40, limits[1]))
+    try:
+        with pytest.raises((RuntimeError, MemoryError), match=re.compile("memory|alloc", re.IGNORECASE)):
+            rasterization(**arguments(width=1 << 20, height=1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 @pytest.mark.parametrize(
