@@ -15,7 +15,9 @@ struct View {
   T fx, fy, cx, cy;                        // pixels
   T lim_x_neg, lim_x_pos, lim_y_neg, lim_y_pos;  // clamp of x/z and y/z for the Jacobian
   T norm2;     // upper bound of |R|^2 (spectral norm), 1 for a rotation
-  bool valid;  // finite, invertible, positive focal lengths
+  // 0 or 1: finite, invertible, positive focal lengths. Not a bool, so that a View has no padding, of
+  // which the GPU would copy uninitialised bytes.
+  int32_t valid;
 };
 
 template <typename T>

@@ -11,8 +11,8 @@ struct FrustumTest {
   View<T> view;
   T gain_x, gain_y;  // variance in pixels per unit of size2 (and of 1 / z^2 in perspective)
   T width, height, eps2d, near_plane, far_plane;
-  bool perspective;  // pinhole: x and y are divided by z
-  bool bounded;      // the model has the bound below; fisheye has not
+  int32_t perspective;  // pinhole: x and y are divided by z
+  int32_t bounded;      // the model has the bound below; fisheye has not
 };
 
 template <typename T>
@@ -60,7 +60,8 @@ RAPFAST_HD bool may_be_seen(const FrustumTest<T>& f, T mx, T my, T mz, T size2, 
   const bool in_depth = (z >= f.near_plane) & (z <= f.far_plane);
   // A fisheye view has no such bound; its faint Gaussians go too, far from where anything overflows.
   const bool tiny = (var_x < T(1e9)) & (var_y < T(1e9));
-  return in_depth & !((f.bounded & safe & (outside | faint)) | (!f.bounded & tiny & faint));
+  const bool bounded = f.bounded != 0;
+  return in_depth & !((bounded & safe & (outside | faint)) | (!bounded & tiny & faint));
 }
 
 // Bounds for may_be_seen: the largest squared scale, or a covariance's Frobenius norm.
