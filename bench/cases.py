@@ -40,8 +40,9 @@ FULL = (
     Case("room-500k-427x240", "room", 500_000, 427, 240, (8,)),
     Case("room-500k-1708x960", "room", 500_000, 1708, 960, (8,)),
     Case("room-1.5M-854x480", "room", 1_500_000, 854, 480),
-    Case("outdoor-1297x840", "outdoor", 2_800_000, 1297, 840),
-    Case("outdoor-1920x1080", "outdoor", 2_800_000, 1920, 1080),
+    # gsplat 1.5.3 indexes N x batch x 48 coefficients with 32 bits: at 2.8 M its batch of 32 is drawn wrong.
+    Case("outdoor-1297x840", "outdoor", 2_780_000, 1297, 840),
+    Case("outdoor-1920x1080", "outdoor", 2_780_000, 1920, 1080),
     Case("garden-1297x840", "garden", 2_794_625, 1297, 840),
     Case("garden-1920x1080", "garden", 2_794_625, 1920, 1080),
     CPU_CASE,

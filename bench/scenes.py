@@ -94,7 +94,7 @@ def room_cameras(n: int, width: int = 854, height: int = 480, seed: int = 63) ->
     return Cameras.look_at(eyes, eyes + ahead, width=width, height=height, fov_y=fov_y)
 
 
-def outdoor(n: int = 2_800_000, seed: int = 0) -> Scene:
+def outdoor(n: int = 2_780_000, seed: int = 0) -> Scene:
     """``n`` Gaussians of a park 24 m across: rolling ground, 30 trees, bushes and a wooded ridge around it."""
     rng = np.random.default_rng(seed)
     shares = {"ground": 0.42, "crowns": 0.34, "trunks": 0.04, "bushes": 0.12}
