@@ -125,7 +125,8 @@ def test_orbit_sees_the_scene_in_the_middle(tmp_path, scene_file):
 @pytest.mark.parametrize("form", ["png", "npy"])
 def test_depth_maps(tmp_path, scene_file, camera_file, mode, form):
     out = tmp_path / "out"
-    assert run("render", scene_file, "--cameras", camera_file, "--out", out, "--mode", mode, "--depth", form) == 0
+    options = ["--mode", mode, "--depth", form, "--device", "cpu"]
+    assert run("render", scene_file, "--cameras", camera_file, "--out", out, *options) == 0
     scene, cameras = load_ply(scene_file), Cameras.from_file(camera_file)
     want, _, _ = rasterization(
         scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, cameras.viewmats, cameras.Ks, 48, 32,
@@ -297,7 +298,7 @@ def test_demo_refuses(tmp_path, capsys):
         (["--gaussians", 10], "n_gaussians must be at least"),
         (["--seed", -1], "--seed"), (["--frames", 0], "--frames"),
     ):  # fmt: skip
-        assert words in fails(capsys, "demo", "--out", tmp_path / "o", *options)
+        assert words in fails(capsys, "demo", "--out", tmp_path / "o", "--no-video", *options)
 
 
 def test_demo_without_video(tmp_path):

@@ -112,7 +112,7 @@ def test_output_that_cannot_be(tmp_path, scene_file, camera_file, capsys):
     for out in (tmp_path / "file", tmp_path / "file" / "below", "/dev/full", "/dev/full/out", "/proc/rapfast"):
         text = fails(capsys, "render", scene_file, "--cameras", camera_file, "--out", out)
         assert str(out) in text
-    assert "file" in fails(capsys, "demo", "--out", tmp_path / "file", "--views", 1)
+    assert "file" in fails(capsys, "demo", "--out", tmp_path / "file", "--views", 1, "--no-video")
 
 
 def limited(code_limit: str, *arguments) -> subprocess.CompletedProcess:
@@ -138,6 +138,7 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 
 
 def test_ctrl_c_ends_cleanly(tmp_path, scene_file):
+    pytest.importorskip("av", reason="needs PyAV: pip install 'rapfast[video]'")
     out = tmp_path / "o"
     process = subprocess.Popen(
         [sys.executable, "-m", "rapfast.cli", "render", str(scene_file), "--orbit", "5000", "--size", "160x120",
