@@ -143,6 +143,8 @@ def test_ctrl_c_ends_cleanly(tmp_path, scene_file):
     process = subprocess.Popen(
         [sys.executable, "-m", "rapfast.cli", "render", str(scene_file), "--orbit", "5000", "--size", "160x120",
          "--batch", "2", "--video", "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that runs the tests in its background has SIGINT ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 90
     while (
