@@ -1,0 +1,1 @@
+"""What rapfast is compared with, written here because it cannot be installed."""
