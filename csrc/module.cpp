@@ -40,6 +40,7 @@ PYBIND11_MODULE(_C, m) {
   bind_info(m);
   RAPFAST_CPU_STAGE(project, ProjectParams);
   RAPFAST_CPU_STAGE(color, ColorParams);
+  RAPFAST_CPU_STAGE(color_net, ColorNetParams);
   RAPFAST_CPU_STAGE(bin, BinParams);
   RAPFAST_CPU_STAGE(blend, BlendParams);
   RAPFAST_CPU_STAGE(composite, CompositeParams);

@@ -5,6 +5,7 @@
 #include "bin.h"
 #include "blend.h"
 #include "color.h"
+#include "color_net.h"
 #include "composite.h"
 #include "project.h"
 
@@ -74,6 +75,41 @@ ColorParams<T> read_color(Arguments& a) {
   p.records = a.pointer<Record<T>>("records");
   p.record_colors = a.pointer<T>("record_colors");
   p.n_invalid = a.pointer<int64_t>("n_invalid");
+  return p;
+}
+
+// A colour network but for its ColorParams. `layers` is the address of int64 [n_layers, 6]: the fields
+// of NetLayer in their order. Its sh_degree is called net_sh_degree here, its views net_views.
+template <typename T>
+void read_net_form(Arguments& a, ColorNetParams<T>& p) {
+  p.input = static_cast<NetInput>(a.get<int32_t>("input"));
+  p.output = static_cast<NetOutput>(a.get<int32_t>("output"));
+  p.half = a.get<bool>("half");
+  p.n_inputs = a.get<int32_t>("n_inputs");
+  p.n_outputs = a.get<int32_t>("n_outputs");
+  p.sh_degree = a.get<int32_t>("net_sh_degree");
+  p.n_layers = a.get<int32_t>("n_layers");
+  const int64_t* fields = a.pointer<const int64_t>("layers");
+  for (int32_t i = 0; i < p.n_layers; ++i, fields += 6) {
+    p.layers[i] = {int32_t(fields[0]), int32_t(fields[1]), int32_t(fields[2]),
+                   fields[3],          fields[4],          fields[5]};
+  }
+  p.weights = a.pointer<const void>("weights");
+  p.biases = a.pointer<const T>("biases");
+  p.base = a.pointer<const void>("base");
+  p.base_stride = a.get<int64_t>("base_stride");
+  p.views = a.pointer<const NetView>("net_views");
+  p.box_coord = a.pointer<const T>("box_coord");
+  p.coord_scale = T(a.get<double>("coord_scale"));
+  p.features = a.pointer<const T>("features");
+  p.per_camera_features = a.get<bool>("per_camera_features");
+}
+
+template <typename T>
+ColorNetParams<T> read_color_net(Arguments& a) {
+  ColorNetParams<T> p;
+  p.color = read_color<T>(a);
+  read_net_form(a, p);
   return p;
 }
 
