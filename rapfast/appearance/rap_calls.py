@@ -1,0 +1,385 @@
+"""RAP's own calls: cameras as RAP has them in, its dictionaries out, all views of one image size in one call.
+
+`render` takes the arguments of RAP's `render`; `render_batch` takes many cameras and gives each its own reference
+image and weight. Both return, per view,
+
+    render            [3, H, W] colours, not clamped
+    viewspace_points  [N, 2] projected centres in pixels, 0 where a Gaussian is not seen
+    visibility_filter [N] bool, radii > 0
+    radii             [N] int32 pixels, the larger of x and y, 0 where a Gaussian is not seen
+    depth             [1, H, W] sum of weight times depth, not divided by alpha; None where it was not asked for
+
+The entries of size N are made when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapfast import _check as check
+from rapfast.appearance.features import view_directions
+from rapfast.appearance.rap_cameras import View, read_camera, read_cameras, reference_image
+from rapfast.appearance.rap_scene import RapScene, _check_map_ids, _check_weights
+from rapfast.cameras import Cameras
+from rapfast.meta import _LAZY, Meta
+from rapfast.rasterization import rasterization
+from rapfast.scene import SH_DEGREE_OF_COUNT
+
+WEIGHT_ATTRIBUTE = "colornet_inter_weight"
+"""RAP's name of the view weight: looked up on a camera, then on the scene."""
+
+HARMLESS = ("debug",)
+"""Settings of pipe that change no picture."""
+
+
+def render_batch(
+    scene: RapScene,
+    cameras: Cameras | Sequence[Any],
+    pipe: Any,
+    bg_color: Tensor | Sequence[float] | None,
+    *,
+    view_weights: Tensor | Sequence[float] | float | None = None,
+    images: Tensor | Sequence[Tensor] | None = None,
+    feature_maps: Tensor | Sequence[Tensor] | None = None,
+    map_ids: Tensor | Sequence[int] | None = None,
+    with_depth: bool = False,
+    rap_compatible: bool = False,
+    viewmat_layout: str | None = None,
+    ignored_pipe_settings: Collection[str] = (),
+    precision: str | None = None,
+    backend: str = "rapfast",
+) -> list[dict[str, Any]]:
+    """Render many cameras; one `RapScene.render` per image size. A view is bitwise what `render` gives for it.
+
+    Args:
+        cameras: C cameras as `rapfast.appearance.rap_cameras` reads them, sizes mixed at will.
+        pipe: RAP's settings of the renderer, or None. Read of it: `antialiasing`, which must be the scene's, `debug`,
+            which changes nothing, and `compute_cov3D_python`, `convert_SHs_python` and anything else that is True,
+            which is refused by name.
+        bg_color: [3], or [C, 3] with one for each camera; None is black.
+        view_weights: [C] finite numbers, or one for all. None: each camera's `colornet_inter_weight`, else the
+            scene's attribute of that name, else 1.
+        images: [R, 3, H, W] in 0..1 or a sequence of [3, H, W], the reference images. None: each camera's own
+            `original_image`. One that is met several times, the same memory, is run through the network once.
+        feature_maps: what `RapScene.feature_maps` made of them, in place of images.
+        map_ids: [C] which of images or feature_maps each camera takes; may be left out where there are 1 or C.
+        with_depth: whether to render depth.
+        rap_compatible: raise RAP's IndexError where exactly one Gaussian falls on a view's projected map; then no
+            view is rendered.
+        viewmat_layout: "transposed", "plain" or None, see `read_cameras`.
+        ignored_pipe_settings: names that pipe may have as True because they do not change the picture.
+        precision, backend: as in `RapScene.render`.
+
+    Returns:
+        C dictionaries in the order of the cameras, see the top of this file.
+
+    Raises:
+        TypeError, ValueError: naming the argument or the camera's attribute, what was expected and what came.
+        NotImplementedError: a setting of pipe is refused; a gradient is wanted of the "rapfast" backend.
+    """
+    like = scene.scene.means
+    _check_pipe(pipe, scene, ignored_pipe_settings)
+    views = read_cameras(cameras, like, viewmat_layout)
+    weights = _weights(view_weights, views, scene)
+    backgrounds = _backgrounds(bg_color, len(views), like)
+    check.flag("with_depth", with_depth)
+    if not views:
+        return []
+    maps, ids = _references(scene, views, images, feature_maps, map_ids)
+    return _draw(
+        scene, views, maps, ids, weights, backgrounds, with_depth,
+        rap_compatible=rap_compatible, backend=backend, **_given(precision=precision),
+    )  # fmt: skip
+
+
+def render(
+    scene: RapScene,
+    camera: Any,
+    pipe: Any,
+    bg_color: Tensor | Sequence[float] | None,
+    scaling_modifier: float = 1.0,
+    override_colors: Tensor | None = None,
+    other_viewpoint_camera: Any = None,
+    store_cache: bool = False,
+    use_cache: bool = False,
+    point_features: Any = None,
+    interp_alpha: float = 0.0,
+    *,
+    view_weight: Tensor | float | None = None,
+    image: Tensor | None = None,
+    feature_map: Tensor | None = None,
+    means_transform: Tensor | None = None,
+    with_depth: bool = False,
+    rap_compatible: bool = False,
+    viewmat_layout: str | None = None,
+    ignored_pipe_settings: Collection[str] = (),
+    precision: str | None = None,
+    backend: str = "rapfast",
+) -> dict[str, Any]:
+    """Render one camera with the arguments of RAP's `render`.
+
+    Args:
+        camera: see `rapfast.appearance.rap_cameras`.
+        scaling_modifier: the Gaussians' scales are multiplied by it.
+        override_colors: [N, 3] in place of the network's colours; then no reference image is needed.
+        other_viewpoint_camera: the colours are made for `camera`, with its direction and projection, and drawn as
+            this camera sees them. (Spherical harmonics are evaluated when drawing, in its directions.)
+        store_cache: keep the decoder's output [N, 48] of this call, as `scene.decoded_cache`.
+        use_cache: take it from there: appearance and projection stay those of the view that stored it, the
+            directions are the camera's. No reference image is needed and the weight is not read.
+        point_features, interp_alpha: refused unless None and 0.
+        view_weight, image, feature_map: of this view, as `view_weights`, `images` and `feature_maps` [48, h, w] of
+            `render_batch`.
+        means_transform: [3, 4]; the Gaussians are drawn at A [X 1], coloured where they are (RAP's deblurring).
+        pipe, bg_color and the rest: as in `render_batch`.
+
+    Returns:
+        One dictionary, see the top of this file.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `render_batch`, and for the arguments above.
+        RuntimeError: use_cache without a stored cache.
+    """
+    if point_features is not None:
+        raise NotImplementedError(f"point_features={check.describe(point_features)} is not supported by rapfast")
+    if check.number("interp_alpha", interp_alpha) != 0:
+        raise NotImplementedError(f"interp_alpha={interp_alpha} is not supported by rapfast")
+    scaling_modifier = check.number("scaling_modifier", scaling_modifier, 0.0, what="a factor of at least 0")
+    if check.flag("store_cache", store_cache) and check.flag("use_cache", use_cache):
+        raise ValueError("store_cache and use_cache must not both be True")
+    if override_colors is not None and (store_cache or use_cache):
+        raise ValueError("override_colors must be None where store_cache or use_cache is True: no cache is met")
+    if image is not None and feature_map is not None:
+        raise ValueError("image must be None where feature_map is given")
+    like, net = scene.scene.means, scene.color_net
+    _check_pipe(pipe, scene, ignored_pipe_settings)
+    check.flag("with_depth", with_depth)
+    view = read_camera(camera, like, viewmat_layout)
+    backgrounds = _backgrounds(bg_color, 1, like)
+    transform = None
+    if means_transform is not None:
+        transform = check.tensor_like("means_transform", means_transform, [(3, 4)], like, "the scene")
+    if override_colors is not None:
+        check.tensor_like("override_colors", override_colors, [(len(scene), 3)], like, "the scene")
+    other = view
+    if other_viewpoint_camera is not None:
+        other = read_camera(other_viewpoint_camera, like, viewmat_layout, "other_viewpoint_camera")
+
+    redrawn = scaling_modifier != 1 or override_colors is not None or other is not view or transform is not None
+    decoded = _cached(scene) if use_cache else None
+    if override_colors is None and not use_cache:
+        weights = _weights(view_weight, [view], scene)
+        images = None if image is None else [image]
+        maps, ids = _references(scene, [view], images, None if feature_map is None else [feature_map], None)
+        if not (redrawn or store_cache):
+            return _draw(
+                scene, [view], maps, ids, weights, backgrounds, with_depth,
+                rap_compatible=rap_compatible, backend=backend, **_given(precision=precision),
+            )[0]  # fmt: skip
+        decoded = scene.decode(view.viewmat, view.K, maps[0], weights, rap_compatible=rap_compatible)
+        if store_cache:
+            scene.decoded_cache = decoded
+    mode = "RGB+D" if with_depth else "RGB"
+    camera_arguments = other.viewmat[None], other.K[None], other.width, other.height
+    if not redrawn:
+        colors, _, meta = scene.render(
+            *camera_arguments, decoded=decoded, backgrounds=backgrounds, render_mode=mode, packed=False,
+            backend=backend, **_given(precision=precision),
+        )  # fmt: skip
+        return _dictionary(colors[0], meta, 0, with_depth)
+
+    # The colours of all N Gaussians, as RAP makes them, for a rasterizer call that is not the view's own.
+    if precision == "fp16":
+        raise NotImplementedError(
+            'precision="fp16" is not supported together with scaling_modifier, override_colors, other_viewpoint_camera '
+            "or means_transform"
+        )
+    degree = None
+    if override_colors is not None:
+        colors = override_colors
+    elif scene.puts_out_sh:
+        colors = decoded.unflatten(-1, (-1, 3))
+        degree = SH_DEGREE_OF_COUNT[colors.shape[1]]
+    else:
+        colors = net.head(decoded, view_directions(scene.scene.means, view.viewmat))
+    means = scene.scene.means
+    if transform is not None:
+        # Products and sums rather than a matmul, which TF32 would round.
+        means = (transform[:, :3] * means[:, None]).sum(-1) + transform[:, 3]
+    colors, _, meta = rasterization(
+        means, scene.scene.quats, scene.scene.scales * scaling_modifier, scene.scene.opacities, colors,
+        *camera_arguments, sh_degree=degree, backgrounds=backgrounds, render_mode=mode, packed=False, backend=backend,
+        rasterize_mode="antialiased" if scene.config.get("antialiasing", True) else "classic",
+    )  # fmt: skip
+    return _dictionary(colors[0], meta, 0, with_depth)
+
+
+def _draw(
+    scene: RapScene,
+    views: Sequence[View],
+    maps: Tensor | Sequence[Tensor],
+    ids: Sequence[int],
+    weights: Tensor,
+    backgrounds: Tensor | None,
+    with_depth: bool,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """The views' dictionaries: one call of `RapScene.render` for each image size."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, view in enumerate(views):
+        groups.setdefault((view.width, view.height), []).append(i)
+    results: list[dict[str, Any]] = [{}] * len(views)
+    for (width, height), members in groups.items():
+        colors, _, meta = scene.render(
+            torch.stack([views[i].viewmat for i in members]),
+            torch.stack([views[i].K for i in members]),
+            width,
+            height,
+            feature_maps=maps,
+            map_ids=[ids[i] for i in members],
+            view_weights=weights[members],
+            backgrounds=None if backgrounds is None else backgrounds[members],
+            render_mode="RGB+D" if with_depth else "RGB",
+            packed=False,
+            **options,
+        )
+        for place, i in enumerate(members):
+            results[i] = _dictionary(colors[place], meta, place, with_depth)
+    return results
+
+
+class _Seen:
+    """What a view's dictionary says about each of the N Gaussians, from the meta of the view's call."""
+
+    def __init__(self, meta: dict[str, Any], place: int) -> None:
+        self._meta, self._place = meta, place
+
+    @property
+    def viewspace_points(self) -> Tensor:
+        return self._meta["means2d"][self._place]
+
+    @cached_property
+    def radii(self) -> Tensor:
+        return self._meta["radii"][self._place].amax(-1)
+
+    @property
+    def visibility_filter(self) -> Tensor:
+        return self.radii > 0
+
+
+def _dictionary(colors: Tensor, meta: dict[str, Any], place: int, with_depth: bool) -> Meta:
+    """RAP's dictionary of one view from its picture [H, W, 3 or 4]."""
+    picture = colors.permute(2, 0, 1)
+    entries = {
+        "render": picture[:3],
+        "viewspace_points": _LAZY,
+        "visibility_filter": _LAZY,
+        "radii": _LAZY,
+        "depth": picture[3:] if with_depth else None,
+    }
+    return Meta(entries, _Seen(meta, place))
+
+
+def _references(
+    scene: RapScene,
+    views: Sequence[View],
+    images: Tensor | Sequence[Tensor] | None,
+    feature_maps: Tensor | Sequence[Tensor] | None,
+    map_ids: Tensor | Sequence[int] | None,
+) -> tuple[Tensor | Sequence[Tensor], list[int]]:
+    """Feature maps, and which of them each view takes. The network runs once on each image that is met."""
+    if feature_maps is not None:
+        if images is not None:
+            raise ValueError("images must be None where feature_maps is given")
+        if not isinstance(feature_maps, (Tensor, Sequence)):
+            raise TypeError(f"feature_maps must be a tensor or a sequence, got {check.describe(feature_maps)}")
+        return feature_maps, _check_map_ids(map_ids, len(feature_maps), len(views))
+    if images is None:
+        if map_ids is not None:
+            raise ValueError("map_ids must be None where each camera brings its own reference image")
+        chosen = [reference_image(view) for view in views]
+    else:
+        if not isinstance(images, (Tensor, Sequence)) or isinstance(images, (str, bytes)):
+            raise TypeError(f"images must be a tensor or a sequence of tensors, got {check.describe(images)}")
+        for i, image in enumerate(images):
+            if not isinstance(image, Tensor) or not image.is_floating_point() or image.dim() != 3 or len(image) != 3:
+                raise ValueError(f"images[{i}] must be floating point [3, H, W] in 0..1, got {check.describe(image)}")
+        chosen = [images[k] for k in _check_map_ids(map_ids, len(images), len(views))]
+    distinct: dict[tuple[Any, ...], int] = {}
+    pictures, ids = [], []
+    for image in chosen:
+        key = (image.data_ptr(), image.shape, image.stride(), image.dtype, image.device)
+        if key not in distinct:
+            distinct[key] = len(pictures)
+            pictures.append(image.to(scene.scene.device))
+        ids.append(distinct[key])
+    if len({(picture.shape, picture.dtype) for picture in pictures}) == 1:
+        return scene.feature_maps(torch.stack(pictures)), ids
+    return scene.feature_maps(pictures), ids
+
+
+def _weights(weights: Any, views: Sequence[View], scene: RapScene) -> Tensor:
+    """[C], from the argument, else from each camera, else from the scene, else 1."""
+    if weights is None:
+        own = getattr(scene, WEIGHT_ATTRIBUTE, 1.0)
+        weights = []
+        for view in views:
+            value = getattr(view.camera, WEIGHT_ATTRIBUTE, None)
+            name = WEIGHT_ATTRIBUTE if value is None else f"{view.name}.{WEIGHT_ATTRIBUTE}"
+            weights.append(check.number(name, own if value is None else value))
+    elif isinstance(weights, Tensor) and weights.dim() == 0:
+        weights = weights.expand(len(views))
+    return _check_weights(weights, len(views), scene.scene.means)
+
+
+def _backgrounds(color: Any, c: int, like: Tensor) -> Tensor | None:
+    if color is None:
+        return None
+    try:
+        color = torch.as_tensor(color)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"bg_color must be numbers [3] or [{c}, 3], got {check.describe(color)}") from None
+    if tuple(color.shape) not in ((3,), (c, 3)):
+        raise ValueError(f"bg_color must be [3] or [{c}, 3], one for each camera, got {check.describe(color)}")
+    return color.to(like.device, like.dtype).expand(c, 3)
+
+
+def _check_pipe(pipe: Any, scene: RapScene, ignored: Collection[str]) -> None:
+    """Refuse what would change the picture, or might: nothing that pipe says is passed over silently."""
+    if pipe is None:
+        return
+    if isinstance(ignored, str):
+        raise TypeError(f"ignored_pipe_settings must be a collection of names, got the text {ignored!r}")
+    trained = bool(scene.config.get("antialiasing", True))
+    for name in dir(pipe):
+        if name.startswith("_") or name in HARMLESS or name in ignored:
+            continue
+        value = getattr(pipe, name)
+        if name == "antialiasing" and isinstance(value, bool):
+            if value != trained:
+                raise NotImplementedError(
+                    f"pipe.antialiasing={value} is not supported by rapfast for a scene trained with {trained}"
+                )
+        elif value is True:
+            raise NotImplementedError(
+                f"pipe.{name}=True is not supported by rapfast; where it does not change the picture, name it in "
+                "ignored_pipe_settings"
+            )
+
+
+def _cached(scene: RapScene) -> Tensor:
+    decoded = getattr(scene, "decoded_cache", None)
+    if decoded is None:
+        raise RuntimeError("use_cache needs the cache of a call with store_cache=True on the same scene, there is none")
+    shape = (len(scene), scene.color_net.decoder.widths[-1])
+    return check.tensor_like("decoded_cache", decoded, [shape], scene.scene.means, "the scene")
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}
