@@ -74,6 +74,8 @@ void render(const py::kwargs& kwargs) {
   RenderParams p;
   read_project_inputs(a, p.project);
   read_color_form(a, p.color);
+  p.with_net = a.get<bool>("with_net");
+  if (p.with_net) read_net_form(a, p.net);
   p.sizes.n_channels = a.get<int64_t>("n_channels");
   p.sizes.record_capacity = a.get<int64_t>("record_capacity");
   p.sizes.capacity = a.get<int64_t>("capacity");
@@ -153,6 +155,21 @@ void color(const py::kwargs& kwargs) {
   color_cuda(p, views, image_ids, place.stream);
 }
 
+void color_net(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  const ColorNetParams<float> p = read_color_net<float>(a);
+  DeviceView* views = a.pointer<DeviceView>("views");
+  const int32_t* image_ids = a.pointer<const int32_t>("image_ids");
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  const ColorParams<float>& c = p.color;
+  const ProjectOptions<float> options = {c.width, c.height, CameraModel::kPinhole, false, 0, 0, 0, 0};
+  views_cuda(c.viewmats, c.Ks, c.n_scenes * c.n_cameras, options, views, place.stream);
+  color_net_cuda(p, views, image_ids, place.stream);
+}
+
 int64_t bin_scratch_size(const py::kwargs& kwargs) {
   Arguments a(kwargs);
   const int64_t record_capacity = a.get<int64_t>("record_capacity");
@@ -209,6 +226,7 @@ void bind_cuda(py::module_& m) {
   m.def("project_scratch_size", &project_scratch_size);
   m.def("project_cuda", &project);
   m.def("color_cuda", &color);
+  m.def("color_net_cuda", &color_net);
   m.def("bin_scratch_size", &bin_scratch_size);
   m.def("bin_cuda", &bin);
   m.def("blend_cuda", &blend);

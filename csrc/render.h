@@ -4,6 +4,7 @@
 #include "bin.h"
 #include "blend.h"
 #include "color.h"
+#include "color_net.h"
 #include "composite.h"
 #include "project.h"
 
@@ -34,6 +35,8 @@ struct RenderParams {
   RenderSizes sizes;
   ProjectParams<float> project;   // inputs, options and n_invalid
   ColorParams<float> color;       // likewise
+  bool with_net;                  // colours come from `net`, whose part `color` is the one above
+  ColorNetParams<float> net;      // its `views` are on the host
   float alpha_cap;
   CompositeParams<float> composite;
   bool with_composite;

@@ -131,26 +131,10 @@ def rasterization(
     check.flag("segmented", segmented)
     check.flag("absgrad", absgrad)
     check.flag("packed", packed)
-    settings = _Settings(
-        width=check.integer("width", width, 1, check.MAX_IMAGE_SIZE, " pixels"),
-        height=check.integer("height", height, 1, check.MAX_IMAGE_SIZE, " pixels"),
-        near_plane=check.number("near_plane", near_plane, what="a depth"),
-        far_plane=check.number("far_plane", far_plane, what="a depth"),
-        radius_clip=check.number("radius_clip", radius_clip, 0.0, what="a radius of at least 0 pixels"),
-        eps2d=check.number("eps2d", eps2d, 0.0, 1e15, what="a variance of at least 0 pixels^2"),
-        sh_degree=None if sh_degree is None else check.integer("sh_degree", sh_degree, 0, MAX_SH_DEGREE),
-        render_mode=check.choice("render_mode", render_mode, RENDER_MODES),
-        antialiased=check.choice("rasterize_mode", rasterize_mode, ("classic", "antialiased")) == "antialiased",
-        camera_model=check.choice("camera_model", camera_model, tuple(CAMERA_MODELS)),
-        alpha_cap=check.number("alpha_cap", alpha_cap, 1.0 / 255.0, what="above 1/255 and below 1"),
-    )
-    if settings.alpha_cap >= 1.0:
-        raise ValueError(f"alpha_cap must be above 1/255 and below 1, got {alpha_cap}")
-    if settings.near_plane > settings.far_plane:
-        raise ValueError(f"near_plane must not exceed far_plane, got {near_plane} and {far_plane}")
-    if postprocess is not None and not isinstance(postprocess, PostProcess):
-        raise TypeError(f"postprocess must be a rapfast.PostProcess or None, got {check.describe(postprocess)}")
-
+    settings = _check_settings(
+        width, height, near_plane, far_plane, radius_clip, eps2d, sh_degree, render_mode, rasterize_mode, camera_model,
+        alpha_cap,
+    )  # fmt: skip
     inputs = _check_inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, settings)
     if check.flag("sparse_grad", sparse_grad):
         if not packed:
@@ -185,6 +169,50 @@ def rasterization(
     return _rapfast(inputs, settings, packed, postprocess)
 
 
+def rasterize_network(
+    means: Tensor,  # [N, 3]
+    quats: Tensor,  # [N, 4]
+    scales: Tensor,  # [N, 3]
+    opacities: Tensor,  # [N]
+    viewmats: Tensor,  # [C, 4, 4]
+    Ks: Tensor,  # [C, 3, 3]
+    backgrounds: Tensor | None,  # [C, D] or [C, H, W, D]
+    width: int,
+    height: int,
+    network: ops.Network,
+    network_input: ops.NetworkInput,
+    *,
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    render_mode: str,
+    rasterize_mode: str,
+    alpha_cap: float,
+    packed: bool,
+    postprocess: PostProcess | None,
+) -> tuple[Tensor, Tensor, Meta]:
+    """As `rasterization` by backend "rapfast", with the colours of the visible pairs from a colour network. The
+    caller has checked the network and its input, and that no gradient is wanted of them."""
+    settings = _check_settings(
+        width,
+        height,
+        near_plane,
+        far_plane,
+        radius_clip,
+        eps2d,
+        None,
+        render_mode,
+        rasterize_mode,
+        "pinhole",
+        alpha_cap,
+    )
+    check.flag("packed", packed)
+    inputs = _check_inputs(means, quats, scales, None, opacities, None, viewmats, Ks, backgrounds, settings, network)
+    _check_postprocess(postprocess, network.n_channels, settings)
+    return _rapfast(inputs, settings, packed, postprocess, network, network_input)
+
+
 class _Settings(NamedTuple):
     width: int
     height: int
@@ -205,10 +233,34 @@ class _Inputs(NamedTuple):
     scales: Tensor | None
     covars: Tensor | None
     opacities: Tensor
-    colors: Tensor
+    colors: Tensor | None  # None: a network's
     viewmats: Tensor
     Ks: Tensor
     backgrounds: Tensor | None
+
+
+def _check_settings(
+    width: Any, height: Any, near_plane: Any, far_plane: Any, radius_clip: Any, eps2d: Any, sh_degree: Any,
+    render_mode: Any, rasterize_mode: Any, camera_model: Any, alpha_cap: Any,
+) -> _Settings:  # fmt: skip
+    settings = _Settings(
+        width=check.integer("width", width, 1, check.MAX_IMAGE_SIZE, " pixels"),
+        height=check.integer("height", height, 1, check.MAX_IMAGE_SIZE, " pixels"),
+        near_plane=check.number("near_plane", near_plane, what="a depth"),
+        far_plane=check.number("far_plane", far_plane, what="a depth"),
+        radius_clip=check.number("radius_clip", radius_clip, 0.0, what="a radius of at least 0 pixels"),
+        eps2d=check.number("eps2d", eps2d, 0.0, 1e15, what="a variance of at least 0 pixels^2"),
+        sh_degree=None if sh_degree is None else check.integer("sh_degree", sh_degree, 0, MAX_SH_DEGREE),
+        render_mode=check.choice("render_mode", render_mode, RENDER_MODES),
+        antialiased=check.choice("rasterize_mode", rasterize_mode, ("classic", "antialiased")) == "antialiased",
+        camera_model=check.choice("camera_model", camera_model, tuple(CAMERA_MODELS)),
+        alpha_cap=check.number("alpha_cap", alpha_cap, 1.0 / 255.0, what="above 1/255 and below 1"),
+    )
+    if settings.alpha_cap >= 1.0:
+        raise ValueError(f"alpha_cap must be above 1/255 and below 1, got {alpha_cap}")
+    if settings.near_plane > settings.far_plane:
+        raise ValueError(f"near_plane must not exceed far_plane, got {near_plane} and {far_plane}")
+    return settings
 
 
 def _refuse_unsupported(**arguments: tuple[Any, bool]) -> None:
@@ -220,7 +272,7 @@ def _refuse_unsupported(**arguments: tuple[Any, bool]) -> None:
 
 def _check_inputs(
     means: Any, quats: Any, scales: Any, covars: Any, opacities: Any, colors: Any, viewmats: Any, Ks: Any,
-    backgrounds: Any, s: _Settings,
+    backgrounds: Any, s: _Settings, network: ops.Network | None = None,
 ) -> _Inputs:  # fmt: skip
     check.floating_tensor("means", means, "[..., N, 3]")
     if means.dim() < 2 or means.shape[-1] != 3:
@@ -241,7 +293,9 @@ def _check_inputs(
     viewmats = like_means("viewmats", viewmats, ("C", 4, 4))
     c = viewmats.shape[-3]
     Ks = like_means("Ks", Ks, (c, 3, 3))
-    if s.sh_degree is None:
+    if network is not None:
+        pass  # there are no colours
+    elif s.sh_degree is None:
         colors = like_means("colors", colors, (n, "D"), (c, n, "D"))
         if colors.shape[-1] < 1:
             raise ValueError(f"colors must have at least one channel, got {check.describe(colors)}")
@@ -255,14 +309,20 @@ def _check_inputs(
             )
     if backgrounds is not None:
         # Depth has background 0, so where there are no colours any number of channels will do, as in gsplat.
-        d = colors.shape[-1] if s.render_mode not in ("D", "ED") else "D"
+        d = _color_channels(colors, network) if s.render_mode not in ("D", "ED") else "D"
         backgrounds = like_means("backgrounds", backgrounds, (c, d), (c, s.height, s.width, d))
     return _Inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds)
+
+
+def _color_channels(colors: Tensor | None, network: ops.Network | None) -> int:
+    return colors.shape[-1] if network is None else network.n_channels
 
 
 def _check_postprocess(postprocess: PostProcess | None, n_channels: int, s: _Settings) -> None:
     if postprocess is None:
         return
+    if not isinstance(postprocess, PostProcess):
+        raise TypeError(f"postprocess must be a rapfast.PostProcess or None, got {check.describe(postprocess)}")
     n_colors = 0 if s.render_mode in ("D", "ED") else n_channels
     for name in ("mean", "std"):
         value = getattr(postprocess, name)
@@ -276,8 +336,9 @@ def _check_postprocess(postprocess: PostProcess | None, n_channels: int, s: _Set
 
 
 def _rapfast(
-    inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None
-) -> tuple[Tensor, Tensor, Meta]:
+    inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None,
+    network: ops.Network | None = None, network_input: ops.NetworkInput | None = None,
+) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
     if torch.is_grad_enabled():
         for name, tensor in inputs._asdict().items():
             if tensor is not None and tensor.requires_grad:
@@ -314,7 +375,7 @@ def _rapfast(
         rendered = ops.render(
             means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, s.width, s.height,
             **projection, sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap,
-            postprocess=postprocess,
+            postprocess=postprocess, network=network, network_input=network_input,
         )  # fmt: skip
         images, alphas, n_invalid = rendered.images, rendered.alphas, rendered.n_invalid
 
@@ -322,19 +383,24 @@ def _rapfast(
             return ops.state_records(rendered)
 
     else:
-        projected = ops.project(
-            means, quats, scales, covars, opacities, viewmats, Ks, s.width, s.height, **projection
-        )
-        record_colors = ops.color(
-            means, viewmats, Ks, colors, projected, s.width, s.height, sh_degree=s.sh_degree, render_mode=s.render_mode
-        )
+        projected = ops.project(means, quats, scales, covars, opacities, viewmats, Ks, s.width, s.height, **projection)
+        has_colors = s.render_mode not in ("D", "ED")
+        if network is not None and has_colors:
+            record_colors = ops.color_net(
+                means, viewmats, Ks, projected, s.width, s.height, network, network_input, render_mode=s.render_mode
+            )
+        else:
+            given = means.new_empty((b, n, 3)) if colors is None else colors  # of depth alone no colour is read
+            record_colors = ops.color(
+                means, viewmats, Ks, given, projected, s.width, s.height,
+                sh_degree=s.sh_degree, render_mode=s.render_mode,
+            )  # fmt: skip
         tiles = ops.bin(projected, s.width, s.height)
         blended, alphas = ops.blend(projected, record_colors, tiles, s.width, s.height, alpha_cap=s.alpha_cap)
-        has_colors = s.render_mode not in ("D", "ED")
         images, alphas = ops.composite(
             blended,
             alphas,
-            n_color_channels=colors.shape[-1] if has_colors else 0,
+            n_color_channels=_color_channels(colors, network) if has_colors else 0,
             backgrounds=backgrounds if has_colors else None,
             expected_depth=s.render_mode.endswith("ED"),
             postprocess=postprocess,

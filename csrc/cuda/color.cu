@@ -3,20 +3,11 @@
 
 #include "../math/sh.h"
 #include "check.cuh"
+#include "records.cuh"
 #include "scratch.h"
 
 namespace rapfast {
 namespace {
-
-// A pair that passed the cheap frustum test and is not visible has no colour and counts nowhere.
-__device__ bool is_dead(const Record<float>& record) { return record.opacity == 0.f; }
-
-// Takes the record out: nothing of it may be drawn, and 0 x NaN would still be NaN in the sums.
-__device__ void remove_record(const ColorParams<float>& p, int64_t m, int32_t image, float* out) {
-  p.records[m].opacity = 0.f;
-  for (int64_t d = 0; d < p.n_channels; ++d) out[d] = 0.f;
-  add_to(p.n_invalid + image, 1);
-}
 
 template <int kDegree>
 __global__ void __launch_bounds__(kThreads)
@@ -53,15 +44,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < sh_bases(kDegree) * 3; ++i) rgb[i % 3] += basis[i / 3] * coeffs[i];
     }
 
-    float* out = p.record_colors + m * p.color_stride;
-    bool finite = true;
-    for (int c = 0; c < 3; ++c) {
-      const float v = rgb[c] + Constants<float>::kShOffset;
-      out[c] = v < 0.f ? 0.f : v;
-      finite = finite && is_finite(v);
-    }
-    if (!finite) remove_record(p, m, image, out);
-    out[3] = p.depth_channel == DepthChannel::kAppended ? p.records[m].depth : 0.f;
+    for (int c = 0; c < 3; ++c) rgb[c] = sh_to_color(rgb[c]);
+    write_rgb(p, m, image, rgb);
   }
 }
 

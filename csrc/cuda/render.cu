@@ -1,5 +1,6 @@
 #include "../render.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -13,6 +14,7 @@ namespace {
 struct Scratch {
   ProjectScratch project;
   BinScratch bin;
+  NetView* net_views;  // [I]
   Counts* counts;
   int64_t size;
 };
@@ -21,6 +23,7 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   Arena arena(base);
   Scratch scratch;
   scratch.counts = arena.take<Counts>(1);
+  scratch.net_views = arena.take<NetView>(s.n_scenes * s.n_cameras);
   scratch.project =
       project_scratch(arena, s.n_scenes * s.n_cameras, s.n_gaussians, s.record_capacity);
   scratch.bin = bin_scratch(arena, s.record_capacity, s.capacity);
@@ -28,11 +31,14 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   return scratch;
 }
 
-// Where the counts of a call arrive: page-locked memory and an event. Making them costs more than all
-// else here, so calls that have ended leave theirs to later ones of any thread.
+// Where the counts of a call arrive, and where what it sends to the device waits: page-locked memory and
+// an event. Making them costs more than all else here, so calls that have ended leave theirs to later
+// ones of any thread.
 struct Mailbox {
   cudaEvent_t arrived;
   Counts* counts;
+  NetView* net_views;
+  int64_t net_views_room;
 };
 
 class MailboxLoan {
@@ -53,6 +59,20 @@ class MailboxLoan {
   ~MailboxLoan() {
     std::lock_guard<std::mutex> lock(mutex());
     free_of(device_).push_back(box);
+  }
+  // Copies the views of a colour network to the device without a stop. They are on their way until the
+  // counts have arrived.
+  void send(const NetView* views, int64_t count, NetView* to, cudaStream_t stream) {
+    if (count > box.net_views_room) {
+      check(cudaFreeHost(box.net_views), "cudaFreeHost");
+      box.net_views = nullptr;
+      box.net_views_room = 0;
+      check(cudaMallocHost(&box.net_views, size_t(count) * sizeof(NetView)), "cudaMallocHost");
+      box.net_views_room = count;
+    }
+    std::copy(views, views + count, box.net_views);
+    check(cudaMemcpyAsync(to, box.net_views, size_t(count) * sizeof(NetView), cudaMemcpyHostToDevice, stream),
+          "copy of the views");
   }
   MailboxLoan(const MailboxLoan&) = delete;
   MailboxLoan& operator=(const MailboxLoan&) = delete;
@@ -140,7 +160,16 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   color.record_colors = static_cast<float*>(part(layout.record_colors));
   color.color_stride = color_stride(sizes.n_channels);
   color.n_invalid = project.n_invalid;
-  color_cuda(color, scratch.project.views, scratch.project.image_ids, stream);
+  MailboxLoan loan(device);
+  if (params.with_net && color.depth_channel != DepthChannel::kOnly) {
+    ColorNetParams<float> net = params.net;
+    net.color = color;
+    loan.send(params.net.views, n_images, scratch.net_views, stream);
+    net.views = scratch.net_views;
+    color_net_cuda(net, scratch.project.views, scratch.project.image_ids, stream);
+  } else {
+    color_cuda(color, scratch.project.views, scratch.project.image_ids, stream);
+  }
   mark();
 
   BinParams<float> bin;
@@ -157,7 +186,6 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   bin_cuda(bin, scratch.bin, scratch.project.image_ids, scratch.counts, stream);
   mark();
 
-  const MailboxLoan loan(device);
   const Mailbox& box = loan.box;
   check(cudaMemcpyAsync(box.counts, scratch.counts, sizeof(Counts), cudaMemcpyDeviceToHost, stream),
         "copy of the counts");

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,13 @@ from rapfast.appearance import rap_files as files
 from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.feature_map_net import MAP_CHANNELS, FeatureMapNet
 from rapfast.appearance.features import check_like_rap, map_coordinates, sample_features, view_directions
+from rapfast.appearance.fused import PRECISIONS, Prepared, PreparedNetworks, map_pixels
+from rapfast.appearance.view_inputs import check_map, check_map_ids, check_maps, check_weights
 from rapfast.io.files import PathLike
 from rapfast.io.ply import load_ply
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
-from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, require_cuda
+from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_network, require_cuda
 from rapfast.scene import SH_DEGREE_OF_COUNT, Scene
 
 REFUSED = ("use_decode_with_pos", "use_okmap")
@@ -54,6 +56,7 @@ class RapScene:
     config: dict[str, Any] = field(default_factory=dict)
     iteration: int = 0
     extras: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _networks: PreparedNetworks = field(default_factory=PreparedNetworks, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.coord_scale = _check_config(self.config)
@@ -109,6 +112,8 @@ class RapScene:
         feature_map: Tensor,
         view_weight: float | Tensor = 1.0,
         *,
+        precision: str | None = None,
+        backend: str = "rapfast",
         rap_compatible: bool = False,
     ) -> Tensor:
         """What RAP's `store_cache` keeps of a view: the decoder's output [N, F] of all Gaussians, F = 48 in RAP.
@@ -117,17 +122,39 @@ class RapScene:
 
         Args:
             viewmat, K: [4, 4] and [3, 3] of the view. feature_map: [48, h, w]. view_weight: a finite number or [].
+            precision, backend: as in `render`; "gsplat" is "reference" here.
             rap_compatible: raise RAP's IndexError where exactly one Gaussian falls on the projected map.
         """
+        check.choice("backend", backend, BACKENDS)
         viewmat = check.tensor_like("viewmat", viewmat, [(4, 4)], self.scene.means, "the scene")
         K = check.tensor_like("K", K, [(3, 3)], self.scene.means, "the scene")
-        _check_map("feature_map", feature_map, self.scene)
+        check_map("feature_map", feature_map, self.scene)
         if isinstance(view_weight, Tensor):
             view_weight = view_weight.reshape(-1)
-        (weight,) = _check_weights(view_weight, 1, self.scene.means)
+        (weight,) = check_weights(view_weight, 1, self.scene.means)
         if check.flag("rap_compatible", rap_compatible):
             check_like_rap(map_coordinates(self.scene.means, self.box_coord[:, 2], viewmat, K)[1])
-        return self._decode(torch.arange(len(self), device=self.scene.device), viewmat, K, feature_map, weight)
+        if backend != "rapfast":
+            self._refuse_precision(precision, backend)
+            return self._decode(viewmat, K, feature_map, _like(view_weight, [weight], self.scene.means)[0])
+        self._refuse_gradients(viewmat=viewmat, K=K, feature_map=feature_map, view_weight=view_weight)
+        half = self._half(precision)
+        network = self._prepared("decode", "raw", half).network
+        views = (viewmat.detach()[None, None].contiguous(), K.detach()[None, None].contiguous())
+        given = self._network_input([feature_map], [0], [weight], half)
+        return ops.network_outputs(self.scene.means.detach()[None].contiguous(), *views, network, given)
+
+    def prepare(self, precision: str | None = None) -> Prepared:
+        """Compute now, and not in the first `render`, what of the colours does not depend on the view.
+
+        Args:
+            precision: that of the calls to come, as in `render`.
+
+        Returns:
+            what it took: memory in bytes (352 a Gaussian in fp16, with RAP's widths), seconds, and the
+            multiply-adds left for each (view, Gaussian) pair. It is kept until the scene or its network changes.
+        """
+        return self._prepared("all", "sh" if self.puts_out_sh else "color", self._half(precision))
 
     def render(
         self,
@@ -150,25 +177,30 @@ class RapScene:
         packed: bool = True,
         alpha_cap: float = 0.999,
         postprocess: PostProcess | None = None,
+        precision: str | None = None,
         backend: str = "rapfast",
         rap_compatible: bool = False,
     ) -> tuple[Tensor, Tensor, Meta | dict[str, Any]]:
         """Render C views, each with its own reference image, weight, projection and directions.
 
-        The colour network runs on the Gaussians that a view sees, view by view, so a view in a batch is bitwise
-        the view alone.
+        The colour network runs on the visible (view, Gaussian) pairs alone. A view in a batch is bitwise the view
+        alone, given the same maps.
 
         Args:
             viewmats: [C, 4, 4] world to camera (OpenCV). Ks: [C, 3, 3] pixels. Dtype and device of the scene.
             width, height: pixels.
             feature_maps: [R, 48, h, w] of R reference images, as `feature_maps` returns them, or a sequence of
-                [48, h, w]; any floating dtype, on the scene's device.
+                [48, h, w]; any floating dtype, on the scene's device. Maps whose memory is channels-last and whose
+                dtype is that of the precision are read where they are, others copied.
             decoded: [N, F] or [C, N, F] from `decode`, in place of feature_maps, map_ids and view_weights (RAP's
                 `use_cache`): the directions alone are the view's own.
             map_ids: [C] whole numbers 0 .. R - 1, the reference image of each view. May be left out where R is 1 or C.
-            view_weights: [C] finite numbers that scale the appearance, or one for all views; None is 1.
+            view_weights: [C] finite numbers that scale the appearance, or one for all views; None is 1. Numbers and
+                CPU tensors are best: one on the GPU is read back, which waits for it.
             backgrounds: [C, 3] or [C, H, W, 3].
             rasterize_mode: "classic" or "antialiased"; None: what the scene was trained with.
+            precision: of the colour network: "fp16" (GPU only: operands in half precision, sums in float32) or "fp32"
+                (the scene's dtype throughout); None is "fp16" on a GPU and the scene's dtype on the CPU.
             backend: "rapfast"; or "reference" and "gsplat", which colour all Gaussians of all views and have
                 gradients.
             rap_compatible: raise RAP's IndexError where exactly one of the N Gaussians falls on a view's projected
@@ -182,7 +214,8 @@ class RapScene:
 
         Raises:
             TypeError, ValueError: naming the argument, what was expected and what came.
-            NotImplementedError: a gradient is wanted of the "rapfast" backend.
+            NotImplementedError: a gradient is wanted of the "rapfast" backend; precision="fp16" on the CPU; the
+                network is wider or deeper than the kernels take (256, 16 layers).
             IndexError: see rap_compatible.
         """
         scene, n = self.scene, len(self)
@@ -194,10 +227,11 @@ class RapScene:
         viewmats = check.tensor_like("viewmats", viewmats, [("C", 4, 4)], scene.means, "the scene")
         c = len(viewmats)
         Ks = check.tensor_like("Ks", Ks, [(c, 3, 3)], scene.means, "the scene")
+        maps, ids, weights = [], [], []
         if decoded is None:
-            maps = _check_maps(feature_maps, scene)
-            ids = _check_map_ids(map_ids, len(maps), c)
-            weights = _check_weights(view_weights, c, scene.means)
+            maps = check_maps(feature_maps, scene)
+            ids = check_map_ids(map_ids, len(maps), c)
+            weights = check_weights(view_weights, c, scene.means)
         else:
             for name, value in (("feature_maps", feature_maps), ("map_ids", map_ids), ("view_weights", view_weights)):
                 if value is not None:
@@ -205,68 +239,103 @@ class RapScene:
             width_out = self.color_net.decoder.widths[-1]
             shapes = [(n, width_out), (c, n, width_out)]
             decoded = check.tensor_like("decoded", decoded, shapes, scene.means, "the scene")
-            decoded = decoded.expand(c, n, width_out)
-        limits = {
-            "near_plane": check.number("near_plane", near_plane, what="a depth"),
-            "far_plane": check.number("far_plane", far_plane, what="a depth"),
-            "radius_clip": check.number("radius_clip", radius_clip, 0.0, what="a radius of at least 0 pixels"),
-            "eps2d": check.number("eps2d", eps2d, 0.0, 1e15, what="a variance of at least 0 pixels^2"),
-        }
-        width = check.integer("width", width, 1, check.MAX_IMAGE_SIZE, " pixels")
-        height = check.integer("height", height, 1, check.MAX_IMAGE_SIZE, " pixels")
         if check.flag("rap_compatible", rap_compatible) and decoded is None:
             for viewmat, K in zip(viewmats, Ks, strict=True):
                 check_like_rap(map_coordinates(scene.means, self.box_coord[:, 2], viewmat, K)[1])
+        geometry = scene.means, scene.quats, scene.scales, scene.opacities
+        options = {
+            "near_plane": near_plane, "far_plane": far_plane, "radius_clip": radius_clip, "eps2d": eps2d,
+            "packed": packed, "render_mode": render_mode, "rasterize_mode": rasterize_mode, "alpha_cap": alpha_cap,
+            "postprocess": postprocess,
+        }  # fmt: skip
+
         if backend == "rapfast":
-            own = {"decoded": decoded} if decoded is not None else {"feature_maps": maps, "view_weights": weights}
-            self._refuse_gradients(viewmats=viewmats, Ks=Ks, backgrounds=backgrounds, **own)
+            self._refuse_gradients(
+                viewmats=viewmats, Ks=Ks, backgrounds=backgrounds, decoded=decoded, feature_maps=maps,
+                view_weights=view_weights,
+            )  # fmt: skip
+            half = self._half(precision)
+            if decoded is None:
+                network = self._prepared("all", "sh" if self.puts_out_sh else "color", half).network
+                given = self._network_input(maps, ids, weights, half)
+            elif self.puts_out_sh:  # they are the coefficients
+                coefficients = decoded.unflatten(-1, (-1, 3))
+                return rasterization(
+                    *geometry, coefficients, viewmats, Ks, width, height, backgrounds=backgrounds,
+                    sh_degree=SH_DEGREE_OF_COUNT[coefficients.shape[-2]], **options,
+                )  # fmt: skip
+            else:
+                network = self._prepared("head", "color", half).network
+                given = ops.NetworkInput(
+                    "features", torch.ones(c, dtype=torch.float64), features=decoded.detach().contiguous()
+                )
+            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, network, given, **options)
 
-        def view_colors(i: int, seen: Tensor) -> Tensor:
-            """Colours [m, 3] of Gaussians seen [m] in view i."""
-            if decoded is not None:
-                return self._finish(decoded[i, seen], seen, viewmats[i])
-            features = self._decode(seen, viewmats[i], Ks[i], maps[ids[i]], weights[i])
-            return self._finish(features, seen, viewmats[i])
-
+        self._refuse_precision(precision, backend)
         if render_mode in ("D", "ED"):
             colors = scene.means.new_zeros((n, 3))
-        elif backend == "rapfast":
-            colors = scene.means.new_zeros((c, n, 3))
-            visible = self._visible(viewmats, Ks, width, height, rasterize_mode == "antialiased", limits)
-            for i, seen in enumerate(visible):
-                colors[i, seen] = view_colors(i, seen)
         else:
-            everyone = torch.arange(n, device=scene.device)
-            views = [view_colors(i, everyone) for i in range(c)]
+            if decoded is None:
+                weights = _like(view_weights, weights, scene.means)
+                features = [self._decode(viewmats[i], Ks[i], maps[ids[i]], weights[i]) for i in range(c)]
+            else:
+                features = decoded.expand(c, n, decoded.shape[-1])
+            views = [self._finish(features[i], viewmats[i]) for i in range(c)]
             colors = torch.stack(views) if views else scene.means.new_zeros((0, n, 3))
         return rasterization(
-            scene.means, scene.quats, scene.scales, scene.opacities, colors, viewmats, Ks, width, height,
-            **limits, packed=packed, backgrounds=backgrounds, render_mode=render_mode, rasterize_mode=rasterize_mode,
-            alpha_cap=alpha_cap, postprocess=postprocess, backend=backend,
+            *geometry, colors, viewmats, Ks, width, height, backgrounds=backgrounds, backend=backend, **options
+        )
+
+    def _half(self, precision: str | None) -> bool:
+        """Whether a call of this precision, by the "rapfast" backend, runs on fp16 operands."""
+        on_gpu = self.scene.device.type == "cuda"
+        if on_gpu:
+            require_cuda(self.scene.means)
+        if precision is None:
+            return on_gpu
+        if check.choice("precision", precision, PRECISIONS) == "fp16" and not on_gpu:
+            raise NotImplementedError(
+                f'precision must be "fp32" or None on {self.scene.device}, got "fp16": that is for a GPU'
+            )
+        if precision == "fp32" and self.scene.dtype == torch.float64:
+            raise ValueError('precision must be None for a float64 scene, got "fp32"')
+        return precision == "fp16"
+
+    @staticmethod
+    def _refuse_precision(precision: str | None, backend: str) -> None:
+        if precision is not None:
+            raise NotImplementedError(
+                f'precision={precision!r} is not supported by backend="{backend}", whose network has the scene\'s dtype'
+            )
+
+    def _prepared(self, part: str, output: str, half: bool) -> Prepared:
+        sh_degree = SH_DEGREE_OF_COUNT[self.color_net.decoder.widths[-1] // 3] if output == "sh" else 0
+        return self._networks.get(
+            self.color_net, self.scene.means, self.scene.intrinsic,
+            part=part, output=output, sh_degree=sh_degree, half=half,
         )  # fmt: skip
 
-    def _visible(
-        self, viewmats: Tensor, Ks: Tensor, width: int, height: int, antialiased: bool, limits: Mapping[str, float]
-    ) -> Iterator[Tensor]:
-        """For each view the Gaussians [m] that it sees, ascending."""
-        scene = self.scene
-        if scene.device.type == "cuda":
-            require_cuda(scene.means)
-        geometry = [tensor[None].contiguous() for tensor in (scene.means, scene.quats, scene.scales)]
-        rest = [tensor[None].contiguous() for tensor in (scene.opacities, viewmats, Ks)]
-        records = ops.project(*geometry, None, *rest, width, height, antialiased=antialiased, **limits)
-        ids, offsets = records.gaussian_ids.long(), records.image_offsets.tolist()
-        return (ids[begin:end] for begin, end in zip(offsets, offsets[1:], strict=False))
+    def _network_input(
+        self, maps: Sequence[Tensor], ids: Sequence[int], weights: Sequence[float], half: bool
+    ) -> ops.NetworkInput:
+        return ops.NetworkInput(
+            "maps",
+            torch.tensor(weights, dtype=torch.float64),
+            map_pixels(maps, torch.float16 if half else self.scene.dtype),
+            torch.tensor(ids, dtype=torch.int64),
+            self.box_coord.detach().contiguous(),
+            self.coord_scale,
+        )
 
-    def _decode(self, ids: Tensor, viewmat: Tensor, K: Tensor, feature_map: Tensor, weight: Tensor) -> Tensor:
-        """The decoder's output [m, F] for Gaussians ids [m] in one view."""
-        means, boxes = self.scene.means[ids], self.box_coord[ids]
-        a = sample_features(feature_map, means, boxes, viewmat, K, coord_scale=self.coord_scale)
-        return self.color_net.decode(means, a, self.scene.intrinsic[ids], weight)
+    def _decode(self, viewmat: Tensor, K: Tensor, feature_map: Tensor, weight: float | Tensor) -> Tensor:
+        """The decoder's output [N, F] in one view, in plain torch."""
+        means = self.scene.means
+        a = sample_features(feature_map, means, self.box_coord, viewmat, K, coord_scale=self.coord_scale)
+        return self.color_net.decode(means, a, self.scene.intrinsic, weight)
 
-    def _finish(self, decoded: Tensor, ids: Tensor, viewmat: Tensor) -> Tensor:
-        """Colours [m, 3] from decoded [m, F]: the colour head, or the harmonics, in the directions of one view."""
-        means = self.scene.means[ids]
+    def _finish(self, decoded: Tensor, viewmat: Tensor) -> Tensor:
+        """Colours [N, 3] from decoded [N, F]: the colour head, or the harmonics, in the directions of one view."""
+        means = self.scene.means
         if not self.puts_out_sh:
             return self.color_net.head(decoded, view_directions(means, viewmat))
         coefficients = decoded.unflatten(-1, (-1, 3))
@@ -368,6 +437,11 @@ def _check_config(config: Mapping[str, Any]) -> float:
     return coord_scale
 
 
+def _like(given: Any, weights: list[float], like: Tensor) -> Tensor:
+    """The weights as a tensor; the given one where it is one, for its gradient."""
+    return given.to(like) if isinstance(given, Tensor) else like.new_tensor(weights)
+
+
 def _unused(state: Mapping[str, Any], net: torch.nn.Module) -> dict[str, Any]:
     own = net.state_dict()
     plain = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
@@ -380,66 +454,3 @@ def _plain_state(net: torch.nn.Module) -> dict[str, Tensor]:
         name: (value.float() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in state.items()
     }
-
-
-def _check_maps(maps: Any, scene: Scene) -> list[Tensor]:
-    if isinstance(maps, Tensor):
-        if maps.dim() != 4 or not maps.is_floating_point():
-            raise ValueError(
-                f"feature_maps must be a floating-point tensor [R, {MAP_CHANNELS}, h, w], got {check.describe(maps)}"
-            )
-        named = [("feature_maps", m) for m in maps] or [("feature_maps", maps.reshape(0))]
-    elif isinstance(maps, Sequence) and not isinstance(maps, (str, bytes)) and maps:
-        named = [(f"feature_maps[{i}]", m) for i, m in enumerate(maps)]
-    else:
-        raise TypeError(
-            f"feature_maps must be a tensor [R, {MAP_CHANNELS}, h, w] or a sequence of [{MAP_CHANNELS}, h, w], "
-            f"got {check.describe(maps)}"
-        )
-    for name, m in named:
-        _check_map(name, m, scene, shown=maps if name == "feature_maps" else m)
-    return [m for _, m in named]
-
-
-def _check_map(name: str, m: Any, scene: Scene, shown: Any = None) -> None:
-    """One map, or one of a tensor of maps, which is then what is `shown`."""
-    shape = f"[R, {MAP_CHANNELS}, h, w]" if name == "feature_maps" else f"[{MAP_CHANNELS}, h, w]"
-    good = isinstance(m, Tensor) and m.is_floating_point() and m.dim() == 3
-    if not good or m.shape[0] != MAP_CHANNELS or 0 in m.shape or m.device != scene.device:
-        came = check.describe(m if shown is None else shown)
-        raise ValueError(f"{name} must be floating point {shape} on {scene.device} with no side 0, got {came}")
-
-
-def _check_map_ids(map_ids: Any, n_maps: int, c: int) -> list[int]:
-    if map_ids is None:
-        if n_maps not in (1, c):
-            raise ValueError(f"map_ids must be given where {n_maps} feature maps meet {c} views")
-        return [0] * c if n_maps == 1 else list(range(c))
-    if isinstance(map_ids, Tensor):
-        if map_ids.dim() != 1 or map_ids.is_floating_point() or map_ids.is_complex() or map_ids.dtype == torch.bool:
-            raise ValueError(f"map_ids must be whole numbers [{c}], got {check.describe(map_ids)}")
-        map_ids = map_ids.tolist()
-    elif not isinstance(map_ids, Sequence) or isinstance(map_ids, (str, bytes)):
-        raise TypeError(f"map_ids must be whole numbers [{c}], got {check.describe(map_ids)}")
-    if len(map_ids) != c:
-        raise ValueError(f"map_ids must hold one number for each of {c} views, got {len(map_ids)}")
-    return [check.integer(f"map_ids[{i}]", value, 0, n_maps - 1) for i, value in enumerate(map_ids)]
-
-
-def _check_weights(weights: Any, c: int, like: Tensor) -> Tensor:
-    if weights is None:
-        return like.new_ones(c)
-    if not isinstance(weights, Tensor):
-        if isinstance(weights, Sequence) and not isinstance(weights, (str, bytes)):
-            values = [check.number(f"view_weights[{i}]", value) for i, value in enumerate(weights)]
-        else:
-            values = [check.number("view_weights", weights)] * c
-        weights = like.new_tensor(values)
-    if not weights.is_floating_point() or tuple(weights.shape) != (c,):
-        raise ValueError(f"view_weights must be floating point [{c}], one for each view, got {check.describe(weights)}")
-    if weights.device != like.device:
-        raise ValueError(f"view_weights must be on {like.device} (as the scene), got {check.describe(weights)}")
-    weights = weights.to(like.dtype)
-    if not bool(weights.isfinite().all()):
-        raise ValueError(f"view_weights must be finite, got {weights.tolist()}")
-    return weights

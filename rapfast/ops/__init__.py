@@ -9,16 +9,21 @@ Tensors given to these operators are contiguous, on one device and of one floati
 from rapfast.ops.bin import bin
 from rapfast.ops.blend import blend
 from rapfast.ops.color import color
+from rapfast.ops.color_net import Network, NetworkInput, color_net, network_outputs
 from rapfast.ops.composite import composite
 from rapfast.ops.project import Records, project
 from rapfast.ops.render import render, stage_times, state_pixels, state_records
 
 __all__ = [
+    "Network",
+    "NetworkInput",
     "Records",
     "bin",
     "blend",
     "color",
+    "color_net",
     "composite",
+    "network_outputs",
     "project",
     "render",
     "stage_times",

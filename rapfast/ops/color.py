@@ -11,9 +11,9 @@ DEPTH_CHANNELS = {"RGB": 0, "RGB+D": 1, "RGB+ED": 1, "D": 2, "ED": 2}
 """Render mode to what the depth channel does: absent, appended, alone."""
 
 
-def output_channels(colors: Tensor, depth_channel: int) -> int:
-    """Channels that are blended: the colours, with depth, or depth alone."""
-    return 1 if depth_channel == 2 else colors.shape[-1] + depth_channel
+def output_channels(colors: Tensor | None, depth_channel: int) -> int:
+    """Channels that are blended: the colours (a network's 3 where none are given), with depth, or depth alone."""
+    return 1 if depth_channel == 2 else (3 if colors is None else colors.shape[-1]) + depth_channel
 
 
 def form_arguments(colors, sh_degree, per_camera, depth_channel):
@@ -21,7 +21,7 @@ def form_arguments(colors, sh_degree, per_camera, depth_channel):
     return {
         "sh_degree": sh_degree,
         "n_bases": colors.shape[-2] if sh_degree >= 0 else 1,
-        "n_color_channels": colors.shape[-1],
+        "n_color_channels": 3 if colors is None else colors.shape[-1],
         "per_camera": per_camera,
         "depth_channel": depth_channel,
         "colors": address(colors),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rapfast.ops._library import RECORD_FIELDS, address, aligned, cuda_arguments, define, native, scratch
 from rapfast.ops.color import DEPTH_CHANNELS, form_arguments, output_channels
+from rapfast.ops.color_net import SCHEMA, Network, NetworkInput, net_arguments, operator_arguments, view_table
 from rapfast.ops.composite import PIXEL_TYPES, option_arguments, output_tensors
 from rapfast.ops.project import CAMERA_MODELS, Records, input_arguments, without_dead
 from rapfast.postprocess import PostProcess
@@ -69,7 +70,8 @@ def _cuda(
     means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, width, height,
     camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, per_camera, depth_channel,
     alpha_cap, with_composite, expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first,
-    pixel_type, record_capacity, capacity, keep_state, stage_events=None,
+    pixel_type, record_capacity, capacity, keep_state, net, maps, map_ids, view_weights, net_form, net_layers,
+    coord_scale, stage_events=None,
 ):  # fmt: skip
     device = means.device
     sizes = _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state)
@@ -84,6 +86,10 @@ def _cuda(
     state = scratch(means, _layout(sizes)["size"])
     room = scratch(means, _scratch_size(sizes, device.index))
     counts = torch.empty(2, dtype=torch.int64)
+    network = {"with_net": bool(net)}
+    if net:
+        views, layers = view_table(maps, map_ids, view_weights), torch.tensor(net_layers, dtype=torch.int64)
+        network |= net_arguments(net, net_form, net_layers, coord_scale, views, layers)
     native.render_cuda(
         **cuda_arguments(means),
         **input_arguments(
@@ -91,6 +97,7 @@ def _cuda(
             near_plane, far_plane, radius_clip,
         ),
         **form_arguments(colors, sh_degree, per_camera, depth_channel),
+        **network,
         n_channels=sizes.n_channels,
         record_capacity=record_capacity,
         capacity=capacity,
@@ -116,7 +123,8 @@ def _fake(
     means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, width, height,
     camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, per_camera, depth_channel,
     alpha_cap, with_composite, expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first,
-    pixel_type, record_capacity, capacity, keep_state,
+    pixel_type, record_capacity, capacity, keep_state, net, maps, map_ids, view_weights, net_form, net_layers,
+    coord_scale,
 ):  # fmt: skip
     sizes = _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state)
     n_images = sizes.n_scenes * sizes.n_cameras
@@ -131,11 +139,11 @@ def _fake(
 
 render_op = define(
     "render(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, Tensor Ks, "
-    "Tensor colors, Tensor? backgrounds, Tensor? mean, Tensor? std, int width, int height, int camera_model, "
+    "Tensor? colors, Tensor? backgrounds, Tensor? mean, Tensor? std, int width, int height, int camera_model, "
     "bool antialiased, float eps2d, float near_plane, float far_plane, float radius_clip, int sh_degree, "
     "bool per_camera, int depth_channel, float alpha_cap, bool with_composite, bool expected_depth, "
     "float? clamp_min, float? clamp_max, int out_height, int out_width, bool channels_first, int pixel_type, "
-    "int record_capacity, int capacity, bool keep_state) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "int record_capacity, int capacity, bool keep_state, " + SCHEMA + ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
     cuda=_cuda,
 )
@@ -205,7 +213,7 @@ def render(
     scales: Tensor | None,  # [B, N, 3]
     covars: Tensor | None,  # [B, N, 3, 3]
     opacities: Tensor,  # [B, N]
-    colors: Tensor,  # [B, (C,) N, D] or [B, (C,) N, K, 3]
+    colors: Tensor | None,  # [B, (C,) N, D] or [B, (C,) N, K, 3]
     viewmats: Tensor,  # [B, C, 4, 4]
     Ks: Tensor,  # [B, C, 3, 3]
     backgrounds: Tensor | None,  # [I, Dc] or [I, H, W, Dc]
@@ -225,8 +233,12 @@ def render(
     keep_state: bool = False,
     capacities: tuple[int, int] | None = None,
     stage_events: Sequence[torch.cuda.Event] | None = None,
+    network: Network | None = None,
+    network_input: NetworkInput | None = None,
 ) -> Rendered:
     """Renders on the GPU that holds the tensors, on the caller's current stream there.
+
+    Colours are given, or (None) come from ``network`` fed with ``network_input``; that takes one scene.
 
     Returns once the numbers of records and intersections are known, which is before the pixels are.
     ``capacities`` overrides what was learnt of them. With ``keep_state`` the state also holds what a backward
@@ -260,14 +272,16 @@ def render(
     run = render_op if stage_events is None else partial(
         _cuda, stage_events=torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
     )  # fmt: skip
+    net = operator_arguments(network, network_input)
     while True:
         images, alphas, n_invalid, state, counts = run(
             means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std,
             width, height, CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip,
-            -1 if sh_degree is None else sh_degree, colors.dim() == (4 if sh_degree is None else 5),
+            -1 if sh_degree is None else sh_degree,
+            colors is not None and colors.dim() == (4 if sh_degree is None else 5),
             DEPTH_CHANNELS[render_mode], alpha_cap, with_composite, expected_depth, clamp_min, clamp_max,
             out_height, out_width, post.layout == "CHW", PIXEL_TYPES[post.dtype], record_capacity, capacity,
-            keep_state,
+            keep_state, *net,
         )  # fmt: skip
         n_records, n_intersections = counts.tolist()
         if n_records <= record_capacity and n_intersections <= capacity:
@@ -329,19 +343,23 @@ def stage_times(
     quats: Tensor,  # [N, 4]
     scales: Tensor,  # [N, 3]
     opacities: Tensor,  # [N]
-    colors: Tensor,  # [N, D] or [N, K, 3]
+    colors: Tensor | None,  # [N, D] or [N, K, 3]; None: of the network
     viewmats: Tensor,  # [C, 4, 4]
     Ks: Tensor,  # [C, 3, 3]
     width: int,
     height: int,
     sh_degree: int | None = None,
     *,
+    antialiased: bool = False,
+    network: Network | None = None,
+    network_input: NetworkInput | None = None,
     repeats: int = 9,
 ) -> dict[str, float]:
     """Milliseconds that each stage of one call takes on the GPU, the median of ``repeats`` calls, for a plain
     pinhole render of colours. Time in which the GPU waits for the host counts to the stage that waits."""
     batched = [tensor[None].contiguous() for tensor in (means, quats, scales)]
-    rest = [tensor[None].contiguous() for tensor in (opacities, colors, viewmats, Ks)]
+    colors = None if colors is None else colors[None].contiguous()
+    opacities, viewmats, Ks = (tensor[None].contiguous() for tensor in (opacities, viewmats, Ks))
     events = [torch.cuda.Event(enable_timing=True) for _ in range(len(STAGES) + 1)]
     stream = torch.cuda.current_stream(means.device)
     for event in events:
@@ -349,9 +367,10 @@ def stage_times(
 
     def run() -> list[float]:
         render(
-            *batched, None, *rest, None, width, height, camera_model="pinhole", antialiased=False, eps2d=0.3,
-            near_plane=0.01, far_plane=1e10, radius_clip=0.0, sh_degree=sh_degree, render_mode="RGB",
-            alpha_cap=0.999, stage_events=events,
+            *batched, None, opacities, colors, viewmats, Ks, None, width, height, camera_model="pinhole",
+            antialiased=antialiased, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
+            sh_degree=sh_degree, render_mode="RGB", alpha_cap=0.999, stage_events=events, network=network,
+            network_input=network_input,
         )  # fmt: skip
         events[-1].synchronize()
         return [begin.elapsed_time(end) for begin, end in zip(events, events[1:], strict=False)]

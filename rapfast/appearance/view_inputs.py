@@ -1,0 +1,81 @@
+"""Checks of what a view of a RAP scene is given: feature maps, which of them, and a weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapfast import _check as check
+from rapfast.appearance.feature_map_net import MAP_CHANNELS
+from rapfast.scene import Scene
+
+
+def check_maps(maps: Any, scene: Scene) -> list[Tensor]:
+    if isinstance(maps, Tensor):
+        if maps.dim() != 4 or not maps.is_floating_point():
+            raise ValueError(
+                f"feature_maps must be a floating-point tensor [R, {MAP_CHANNELS}, h, w], got {check.describe(maps)}"
+            )
+        named = [("feature_maps", m) for m in maps] or [("feature_maps", maps.reshape(0))]
+    elif isinstance(maps, Sequence) and not isinstance(maps, (str, bytes)) and maps:
+        named = [(f"feature_maps[{i}]", m) for i, m in enumerate(maps)]
+    else:
+        raise TypeError(
+            f"feature_maps must be a tensor [R, {MAP_CHANNELS}, h, w] or a sequence of [{MAP_CHANNELS}, h, w], "
+            f"got {check.describe(maps)}"
+        )
+    for name, m in named:
+        check_map(name, m, scene, shown=maps if name == "feature_maps" else m)
+    return [m for _, m in named]
+
+
+def check_map(name: str, m: Any, scene: Scene, shown: Any = None) -> None:
+    """One map, or one of a tensor of maps, which is then what is `shown`."""
+    shape = f"[R, {MAP_CHANNELS}, h, w]" if name == "feature_maps" else f"[{MAP_CHANNELS}, h, w]"
+    good = isinstance(m, Tensor) and m.is_floating_point() and m.dim() == 3
+    if not good or m.shape[0] != MAP_CHANNELS or 0 in m.shape or m.device != scene.device:
+        came = check.describe(m if shown is None else shown)
+        raise ValueError(f"{name} must be floating point {shape} on {scene.device} with no side 0, got {came}")
+
+
+def check_map_ids(map_ids: Any, n_maps: int, c: int) -> list[int]:
+    if map_ids is None:
+        if n_maps not in (1, c):
+            raise ValueError(f"map_ids must be given where {n_maps} feature maps meet {c} views")
+        return [0] * c if n_maps == 1 else list(range(c))
+    if isinstance(map_ids, Tensor):
+        if map_ids.dim() != 1 or map_ids.is_floating_point() or map_ids.is_complex() or map_ids.dtype == torch.bool:
+            raise ValueError(f"map_ids must be whole numbers [{c}], got {check.describe(map_ids)}")
+        map_ids = map_ids.tolist()
+    elif not isinstance(map_ids, Sequence) or isinstance(map_ids, (str, bytes)):
+        raise TypeError(f"map_ids must be whole numbers [{c}], got {check.describe(map_ids)}")
+    if len(map_ids) != c:
+        raise ValueError(f"map_ids must hold one number for each of {c} views, got {len(map_ids)}")
+    return [check.integer(f"map_ids[{i}]", value, 0, n_maps - 1) for i, value in enumerate(map_ids)]
+
+
+def check_weights(weights: Any, c: int, like: Tensor) -> list[float]:
+    """The weight of each of c views."""
+    if weights is None:
+        return [1.0] * c
+    if isinstance(weights, Tensor):
+        if not weights.is_floating_point() or tuple(weights.shape) != (c,):
+            raise ValueError(
+                f"view_weights must be floating point [{c}], one for each view, got {check.describe(weights)}"
+            )
+        if weights.device not in (like.device, torch.device("cpu")):
+            raise ValueError(f"view_weights must be on {like.device} or the CPU, got {check.describe(weights)}")
+        values = weights.tolist()
+    elif isinstance(weights, Sequence) and not isinstance(weights, (str, bytes)):
+        if len(weights) != c:
+            raise ValueError(f"view_weights must hold one number for each of {c} views, got {len(weights)}")
+        values = [check.number(f"view_weights[{i}]", value) for i, value in enumerate(weights)]
+    else:
+        values = [check.number("view_weights", weights)] * c
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"view_weights must be finite, got {values}")
+    return values
