@@ -93,46 +93,86 @@ ViewInputs<T> load_view_inputs(const ColorNetParams<T>& p, int64_t image) {
   return v;
 }
 
-// The kMapFeatures channels from `first_channel` on.
+// The pixels of a view's map around one place, from channel `first_channel` on.
 template <typename T>
-void sample_map(const ViewInputs<T>& v, int first_channel, T x, T y, T* out) {
+struct Pixels {
+  const T* first;      // null: outside, all 0
+  int64_t right, down;  // offsets of the neighbours
+  T fx, fy;            // their shares
+};
+
+template <typename T>
+Pixels<T> pixels_at(const ViewInputs<T>& v, int first_channel, T x, T y) {
   const MapTap<T> tap = map_tap(x, y, v.map_width, v.map_height);
-  const int64_t right = v.map_width < 2 ? 0 : kMapChannels;
-  const int64_t down = v.map_height < 2 ? 0 : int64_t(v.map_width) * kMapChannels;
-  const T* at = v.map + (int64_t(tap.y) * v.map_width + tap.x) * kMapChannels + first_channel;
-  const T left_share = T(1) - tap.fx, top_share = T(1) - tap.fy;
-  for (int c = 0; c < kMapFeatures; ++c) {
-    const T top = at[c] * left_share + at[c + right] * tap.fx;
-    const T bottom = at[c + down] * left_share + at[c + down + right] * tap.fx;
-    out[c] = (top * top_share + bottom * tap.fy) * v.weight;
+  const int64_t row = int64_t(v.map_width) * kMapChannels;
+  return {v.map + tap.y * row + int64_t(tap.x) * kMapChannels + first_channel,
+          v.map_width < 2 ? 0 : kMapChannels, v.map_height < 2 ? 0 : row, tap.fx, tap.fy};
+}
+
+// A Gaussian's pixels on the three maps.
+template <typename T>
+void find_pixels(const ColorNetParams<T>& p, const ViewInputs<T>& v, int64_t g, Pixels<T>* out) {
+  const T* at = p.box_coord + 6 * g;
+  for (int map = 0; map < 2; ++map) {
+    out[map] = pixels_at(v, map * kMapFeatures, at[2 * map] / p.coord_scale,
+                         at[2 * map + 1] / p.coord_scale);
+  }
+  T x, y;
+  const bool valid = projected_place(v.viewmat, v.K, p.color.means + 3 * g, at + 4, &x, &y);
+  out[2] = valid ? pixels_at(v, 2 * kMapFeatures, x, y) : Pixels<T>{};
+}
+
+// They lie anywhere in megabytes of map: asking for all of a block's before reading the first hides
+// most of the wait.
+template <typename T>
+void prefetch(const Pixels<T>& at) {
+  if (at.first == nullptr) return;
+  for (size_t byte = 0; byte < sizeof(T) * kMapFeatures; byte += 64) {
+    const char* p = reinterpret_cast<const char*>(at.first) + byte;
+    __builtin_prefetch(p);
+    __builtin_prefetch(p + sizeof(T) * at.right);
+    __builtin_prefetch(p + sizeof(T) * at.down);
+    __builtin_prefetch(p + sizeof(T) * (at.right + at.down));
   }
 }
 
 template <typename T>
-void map_inputs(const ColorNetParams<T>& p, const ViewInputs<T>& v, int64_t g, T* out) {
-  const T* at = p.box_coord + 6 * g;
-  for (int map = 0; map < 2; ++map) {
-    sample_map(v, map * kMapFeatures, at[2 * map] / p.coord_scale, at[2 * map + 1] / p.coord_scale,
-               out + map * kMapFeatures);
-  }
-  out += 2 * kMapFeatures;
-  T x, y;
-  if (projected_place(v.viewmat, v.K, p.color.means + 3 * g, at + 4, &x, &y)) {
-    sample_map(v, 2 * kMapFeatures, x, y, out);
-  } else {
+void sample(const Pixels<T>& at, T weight, T* out /* [kMapFeatures] */) {
+  if (at.first == nullptr) {
     std::fill(out, out + kMapFeatures, T(0));
+    return;
+  }
+  const T left_share = T(1) - at.fx, top_share = T(1) - at.fy;
+  const T *top = at.first, *bottom = at.first + at.down;
+  for (int c = 0; c < kMapFeatures; ++c) {
+    const T upper = top[c] * left_share + top[c + at.right] * at.fx;
+    const T lower = bottom[c] * left_share + bottom[c + at.right] * at.fx;
+    out[c] = (upper * top_share + lower * at.fy) * weight;
+  }
+}
+
+template <typename T>
+void map_inputs(const ColorNetParams<T>& p, const ViewInputs<T>& v, Block<T>& block) {
+  Pixels<T> pixels[kBlock][kMaps];
+  for (int r = 0; r < block.n; ++r) find_pixels(p, v, block.gaussians[r], pixels[r]);
+  for (int r = 0; r < block.n; ++r) {
+    for (const Pixels<T>& at : pixels[r]) prefetch(at);
+  }
+  for (int r = 0; r < block.n; ++r) {
+    for (int map = 0; map < kMaps; ++map) {
+      sample(pixels[r][map], v.weight, block.values[0][r] + map * kMapFeatures);
+    }
   }
 }
 
 template <typename T>
 void load_inputs(const ColorNetParams<T>& p, const ViewInputs<T>& v, Block<T>& block) {
   const int64_t first_row = p.per_camera_features ? v.image * p.color.n_gaussians : 0;
+  if (p.input == NetInput::kMaps) map_inputs(p, v, block);
   for (int r = 0; r < block.n; ++r) {
     const int64_t g = block.gaussians[r];
     T* x = block.values[0][r];
-    if (p.input == NetInput::kMaps) {
-      map_inputs(p, v, g, x);
-    } else {
+    if (p.input != NetInput::kMaps) {
       const int64_t row = p.input == NetInput::kEmbedding ? v.image : first_row + g;
       const T* features = p.features + row * p.n_inputs;
       for (int k = 0; k < p.n_inputs; ++k) x[k] = features[k] * v.weight;
@@ -166,6 +206,7 @@ void apply_layer(const Layer<T>& layer, bool with_relu, int from, Block<T>& bloc
       for (int r = 0; r < kGroup; ++r) {
         const T* start = layer.start + block.gaussians[group + r] * layer.stride + j;
         for (int v = 0; v < kVectors; ++v) sum[r][v] = load<V>(start + v * kLanes);
+        __builtin_prefetch(start + kPanel<T>);  // for the next panel
       }
       const T* w = panel;
       const T* x = inputs[group];
@@ -173,7 +214,8 @@ void apply_layer(const Layer<T>& layer, bool with_relu, int from, Block<T>& bloc
         V weights[kVectors];
         for (int v = 0; v < kVectors; ++v) weights[v] = load<V>(w + v * kLanes);
         for (int r = 0; r < kGroup; ++r) {
-          for (int v = 0; v < kVectors; ++v) sum[r][v] += x[r * kRow + k] * weights[v];
+          const V input = x[r * kRow + k] - zero;
+          for (int v = 0; v < kVectors; ++v) sum[r][v] = multiply_add(input, weights[v], sum[r][v]);
         }
       }
       for (int r = 0; r < kGroup; ++r) {

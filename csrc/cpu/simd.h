@@ -4,6 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace rapfast {
 
 template <typename T>
@@ -33,6 +39,39 @@ inline V load(const T* p) {
 template <typename V, typename T>
 inline void store(T* p, V v) {
   std::memcpy(p, &v, sizeof(V));
+}
+
+// a * b + c, rounded once where the CPU has an instruction for it, else twice (never by a call).
+inline Simd<float>::V multiply_add(Simd<float>::V a, Simd<float>::V b, Simd<float>::V c) {
+#if defined(__FMA__)
+  return (Simd<float>::V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  float32x4_t x[2], y[2], z[2];
+  std::memcpy(x, &a, sizeof(a));
+  std::memcpy(y, &b, sizeof(b));
+  std::memcpy(z, &c, sizeof(c));
+  for (int i = 0; i < 2; ++i) z[i] = vfmaq_f32(z[i], x[i], y[i]);
+  std::memcpy(&c, z, sizeof(c));
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Simd<double>::V multiply_add(Simd<double>::V a, Simd<double>::V b, Simd<double>::V c) {
+#if defined(__FMA__)
+  return (Simd<double>::V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  float64x2_t x[2], y[2], z[2];
+  std::memcpy(x, &a, sizeof(a));
+  std::memcpy(y, &b, sizeof(b));
+  std::memcpy(z, &c, sizeof(c));
+  for (int i = 0; i < 2; ++i) z[i] = vfmaq_f64(z[i], x[i], y[i]);
+  std::memcpy(&c, z, sizeof(c));
+  return c;
+#else
+  return a * b + c;
+#endif
 }
 
 // exp(x) for x in [-80, 0], to about one unit in the last place: x = n ln 2 + r with |r| <= ln 2 / 2,
