@@ -398,7 +398,6 @@ def test_backgrounds(rap):
         ({"override_colors": torch.zeros(N, 4).double()}, ValueError, r"override_colors must be float64 \[70, 3\]"),
         ({"means_transform": torch.eye(4).double()}, ValueError, r"means_transform must be float64 \[3, 4\]"),
         ({"image": torch.zeros(3, 40, 40)}, ValueError, "image.? must be None where feature_map"),
-        ({"scaling_modifier": 2.0, "precision": "fp16"}, NotImplementedError, 'precision="fp16" is not supported'),
         ({"view_weight": float("nan")}, ValueError, "view_weights must be a number, got nan"),
         ({"with_depth": 1}, TypeError, "with_depth must be True or False"),
     ],

@@ -73,7 +73,8 @@ def render_batch(
             view is rendered.
         viewmat_layout: "transposed", "plain" or None, see `read_cameras`.
         ignored_pipe_settings: names that pipe may have as True because they do not change the picture.
-        precision, backend: as in `RapScene.render`.
+        precision, backend: as in `RapScene.render`. "gsplat" and "reference" are slow and differentiable;
+            `viewspace_points` is then a slice, into which no gradient flows.
 
     Returns:
         C dictionaries in the order of the cameras, see the top of this file.
@@ -181,7 +182,11 @@ def render(
                 scene, [view], maps, ids, weights, backgrounds, with_depth,
                 rap_compatible=rap_compatible, backend=backend, **_given(precision=precision),
             )[0]  # fmt: skip
-        decoded = scene.decode(view.viewmat, view.K, maps[0], weights, rap_compatible=rap_compatible)
+        other_backend = None if backend == "rapfast" else backend
+        decoded = scene.decode(
+            view.viewmat, view.K, maps[0], weights, rap_compatible=rap_compatible,
+            **_given(precision=precision, backend=other_backend),
+        )  # fmt: skip
         if store_cache:
             scene.decoded_cache = decoded
     mode = "RGB+D" if with_depth else "RGB"
@@ -194,11 +199,6 @@ def render(
         return _dictionary(colors[0], meta, 0, with_depth)
 
     # The colours of all N Gaussians, as RAP makes them, for a rasterizer call that is not the view's own.
-    if precision == "fp16":
-        raise NotImplementedError(
-            'precision="fp16" is not supported together with scaling_modifier, override_colors, other_viewpoint_camera '
-            "or means_transform"
-        )
     degree = None
     if override_colors is not None:
         colors = override_colors

@@ -42,7 +42,7 @@ class View(NamedTuple):
     height: int
 
 
-def read_cameras(cameras: Any, like: Tensor, layout: str | None = None, name: str = "cameras") -> list[View]:
+def read_cameras(cameras: Any, like: Tensor, layout: str | None = None) -> list[View]:
     """The views of a sequence of cameras, or of one `rapfast.Cameras`.
 
     Args:
@@ -54,41 +54,38 @@ def read_cameras(cameras: Any, like: Tensor, layout: str | None = None, name: st
     Raises:
         TypeError, ValueError: naming the camera, the attribute, what was expected and what came.
     """
-    if layout is not None:
-        check.choice("viewmat_layout", layout, LAYOUTS)
     if isinstance(cameras, Cameras):
-        cameras = [cameras]
-        single = True
-    else:
-        single = False
-        if isinstance(cameras, (str, bytes)) or not isinstance(cameras, Sequence):
-            raise TypeError(
-                f"{name} must be a rapfast.Cameras or a sequence of cameras, got a {type(cameras).__name__}"
-            )
-    views: list[View] = []
-    turned = []  # views whose matrix is still as their camera has it
-    for i, camera in enumerate(cameras):
-        label = name if single else f"{name}[{i}]"
-        if isinstance(camera, Cameras):
-            viewmats, Ks = (t.detach().to(like.device, like.dtype) for t in (camera.viewmats, camera.Ks))
-            views += [
-                View(f"{label}[{j}]", None, viewmats[j], Ks[j], camera.width, camera.height) for j in range(len(camera))
-            ]
-        else:
-            turned.append(len(views))
-            views.append(_read(camera, like, label))
-    for i, is_transposed in zip(turned, _transposed([views[i] for i in turned], layout), strict=True):
-        if is_transposed:
-            views[i] = views[i]._replace(viewmat=views[i].viewmat.T)
-    return views
+        return _read_all([("cameras", cameras)], like, layout)
+    if isinstance(cameras, (str, bytes)) or not isinstance(cameras, Sequence):
+        raise TypeError(f"cameras must be a rapfast.Cameras or a sequence of cameras, got a {type(cameras).__name__}")
+    return _read_all([(f"cameras[{i}]", camera) for i, camera in enumerate(cameras)], like, layout)
 
 
 def read_camera(camera: Any, like: Tensor, layout: str | None = None, name: str = "camera") -> View:
     """One view, of an object with the attributes above or of a `rapfast.Cameras` of one camera."""
     if isinstance(camera, Cameras) and len(camera) != 1:
         raise ValueError(f"{name} must be one camera, got a rapfast.Cameras of {len(camera)}")
-    (view,) = read_cameras(camera if isinstance(camera, Cameras) else [camera], like, layout, name)
+    (view,) = _read_all([(name, camera)], like, layout)
     return view._replace(name=name)
+
+
+def _read_all(named: Sequence[tuple[str, Any]], like: Tensor, layout: str | None) -> list[View]:
+    if layout is not None:
+        check.choice("viewmat_layout", layout, LAYOUTS)
+    views: list[View] = []
+    as_given = []  # places of the views whose matrix is still as their camera has it
+    for name, camera in named:
+        if isinstance(camera, Cameras):
+            viewmats, Ks = (matrices.detach().to(like.device, like.dtype) for matrices in (camera.viewmats, camera.Ks))
+            for i, (viewmat, K) in enumerate(zip(viewmats, Ks, strict=True)):
+                views.append(View(f"{name}[{i}]", None, viewmat, K, camera.width, camera.height))
+        else:
+            as_given.append(len(views))
+            views.append(_read(camera, like, name))
+    for i, is_transposed in zip(as_given, _transposed([views[i] for i in as_given], layout), strict=True):
+        if is_transposed:
+            views[i] = views[i]._replace(viewmat=views[i].viewmat.T)
+    return views
 
 
 def reference_image(view: View) -> Tensor:
