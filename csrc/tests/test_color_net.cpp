@@ -84,10 +84,13 @@ struct Case {
       const T K[9] = {40, 0, 30, 0, 45, 25, 0, 0, 1};
       viewmats.insert(viewmats.end(), view, view + 16);
       Ks.insert(Ks.end(), K, K + 9);
-      // The second map has one row, the third one column.
-      const int32_t height = c == 1 ? 1 : 9 + c, width = c == 2 ? 1 : 7 + 2 * c;
+      // The first map has one row, the last one column.
+      const int32_t height = c == 0 ? 1 : 9 + c, width = c + 1 == kCameras ? 1 : 7 + 2 * c;
       maps.push_back(numbers<T>(int64_t(height) * width * kMapChannels, -1, 1));
-      views.push_back({nullptr, height, width, 0.4 * c});
+      // No pixel beyond the map is read, be it with share 0.
+      maps.back().resize(maps.back().size() + size_t(width + 1) * kMapChannels,
+                         std::numeric_limits<T>::quiet_NaN());
+      views.push_back({nullptr, height, width, c == 2 ? 0 : 0.4 * (c + 1)});
     }
     for (int64_t m = 0; m < kRecords; ++m) {
       gaussian_ids.push_back(int32_t(uniform(0, double(kGaussians))));
