@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench import appearance
 from bench.cases import CASES, GARDEN_VARIABLE, Case, garden_path
 from bench.measure import cuda_clock, why_not
 from rapfast import info
@@ -66,21 +67,45 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One benchmark for each case, batch and backend, those that are compared side by side."""
     if "backend" not in metafunc.fixturenames:
         return
+    if "path" in metafunc.fixturenames:
+        names, parameters = ("case_name", "path", "device", "batch", "backend"), _appearance(metafunc.config)
+    else:
+        names, parameters = ("case_name", "device", "batch", "backend"), _forward(metafunc.config)
+    metafunc.parametrize(names, parameters)
+
+
+def _forward(config: pytest.Config) -> list[Any]:
     parameters = []
-    for case in CASES[_scale(metafunc.config)]:
-        device = "cpu" if case.cpu_only else _device(metafunc.config)
+    for case in CASES[_scale(config)]:
+        device = "cpu" if case.cpu_only else _device(config)
         for batch in case.batches:
             for backend in _backends(case, batch, device):
                 reason = why_not(backend, device)
                 if case.scene == "garden" and garden_path() is None:
                     reason = f"{GARDEN_VARIABLE} is not set: it names gsplat's test_garden.npz"
-                group = f"{case.name} batch {batch}"
-                marks = [pytest.mark.benchmark(group=group, **({"timer": cuda_clock} if device == "cuda" else {}))]
-                if reason:
-                    marks.append(pytest.mark.skip(reason=reason))
-                name = f"{case.name}-b{batch}-{backend}"
-                parameters.append(pytest.param(case.name, device, batch, backend, marks=marks, id=name))
-    metafunc.parametrize(("case_name", "device", "batch", "backend"), parameters)
+                parameters.append(_parameter((case.name,), device, batch, backend, reason))
+    return parameters
+
+
+def _appearance(config: pytest.Config) -> list[Any]:
+    parameters, device = [], _device(config)
+    for case in appearance.CASES[_scale(config)]:
+        for path, batches in case.batches:
+            for batch in batches:
+                for backend in appearance.backends(batch, device):
+                    needs = "gsplat" if backend.startswith("rap-") else backend.removesuffix("-maps")
+                    parameters.append(_parameter((case.name, path), device, batch, backend, why_not(needs, device)))
+    return parameters
+
+
+def _parameter(what: tuple[str, ...], device: str, batch: int, backend: str, reason: str | None) -> Any:
+    """One benchmark, skipped where there is a reason."""
+    timer = {"timer": cuda_clock} if device == "cuda" else {}
+    marks = [pytest.mark.benchmark(group=f"{' '.join(what)} batch {batch}", **timer)]
+    if reason:
+        marks.append(pytest.mark.skip(reason=reason))
+    name = f"{'-'.join(what)}-b{batch}-{backend}"
+    return pytest.param(*what, device, batch, backend, marks=marks, id=name)
 
 
 # --- the JSON's machine_info and commit_info -------------------------------------------------------------------------

@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.report import Run
+    from bench.report import Appearance, Run
 
 COLORS = {"rapfast": "#c1440e", "gsplat": "#3b6ea5", "gsplat-loop": "#8fb0d0"}
+APPEARANCE_COLORS = {
+    "rap-eager": "#8fb0d0",
+    "rap-compiled": "#3b6ea5",
+    "rapfast": "#c1440e",
+    "rapfast-maps": "#e39a6f",
+}
 Points = dict[str, list[tuple[float, float]]]
 
 
@@ -18,7 +24,24 @@ def plot(run: Run, path: Path) -> bool:
     Raises:
         ImportError: matplotlib is not installed; says how to install it.
     """
-    panels = [(title, x, points) for title, x, points in _panels(run) if any(len(p) > 1 for p in points.values())]
+    return _draw(_panels(run), COLORS, path, {"ylim": (0, None)})
+
+
+def plot_appearance(rows: list[Appearance], path: Path) -> bool:
+    """The same for RAP's loop and rapfast against the number of Gaussians, one panel for each path and batch."""
+    titles = {"rap": "render", "rap-loop": "to the CPU"}
+    panels: dict[tuple[str, int], Points] = {}
+    for row in rows:
+        points = panels.setdefault((row.path, row.batch), {name: [] for name in APPEARANCE_COLORS})
+        for backend in APPEARANCE_COLORS:
+            if (ms := row.ms(backend)) is not None:
+                points[backend].append((row.by_backend[backend]["n_gaussians"], ms))
+    drawn = [(f"{titles[p]}, batch of {b}", "Gaussians", points) for (p, b), points in panels.items()]
+    return _draw(drawn, APPEARANCE_COLORS, path, {"yscale": "log"})
+
+
+def _draw(panels: list[tuple[str, str, Points]], colors: dict[str, str], path: Path, y_axis: dict[str, Any]) -> bool:
+    panels = [(title, x, points) for title, x, points in panels if any(len(p) > 1 for p in points.values())]
     if not panels:
         return False
     from rapfast.io.atomic import atomic_path
@@ -31,12 +54,13 @@ def plot(run: Run, path: Path) -> bool:
         for axis, (title, x, points) in zip(axes[0], panels, strict=True):
             for backend, values in points.items():
                 if values:
-                    axis.plot(*zip(*sorted(values), strict=True), "o-", color=COLORS[backend], label=backend, ms=4)
+                    axis.plot(*zip(*sorted(values), strict=True), "o-", color=colors[backend], label=backend, ms=4)
             places = sorted({value for values in points.values() for value, _ in values})
-            axis.set(title=title, xlabel=x, ylabel="ms per view", xscale="log")
+            axis.set(title=title, xlabel=x, ylabel="ms per view", xscale="log", **y_axis)
             axis.set_xticks(places, [_short(place) for place in places])
             axis.set_xticks([], minor=True)
-            axis.set_ylim(bottom=0)
+            if "yscale" in y_axis:
+                axis.yaxis.set_major_formatter("{x:g}")
             axis.grid(alpha=0.2)
             axis.legend(frameon=False)
         figure.tight_layout()

@@ -25,6 +25,10 @@ CPU_BAR_MS, CPU_BAR_RATIO = 250.0, 20.0
 
 STAGES = ("project", "color", "bin", "blend", "composite")
 
+RAP_LOOPS = ("rap-eager", "rap-compiled")
+APPEARANCE_BARS = {"rapfast": ("new reference images", 10.0, 15.0), "rapfast-maps": ("feature maps there", 25.0, 40.0)}
+"""How many times faster than the faster of RAP_LOOPS a view must get to the CPU, and is wanted to: bar and goal."""
+
 
 class ReportError(Exception):
     """A sentence for the user."""
@@ -37,6 +41,8 @@ class Run(NamedTuple):
     commit: dict[str, Any]  # commit_info
     time: str  # ISO 8601, UTC
     records: dict[tuple[str, str, int], dict[str, Any]]  # extra_info by (case, backend, batch), direction "fwd"
+    # the same of the other directions, "rap" and "rap-loop"
+    appearance: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
 
     @property
     def device_name(self) -> str:
@@ -72,17 +78,17 @@ def read_run(path: Path) -> Run:
     except (OSError, ValueError) as error:
         raise ReportError(f"{path}: not a benchmark run: {error}") from error
     try:
-        records = {}
+        directions: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {"fwd": {}}
         for benchmark in data["benchmarks"]:
             info = benchmark["extra_info"]
-            if info["direction"] == "fwd":
-                records[info["case"], info["backend"], info["batch"]] = info
-        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records)
+            directions.setdefault(info["direction"], {})[info["case"], info["backend"], info["batch"]] = info
+        records = directions.pop("fwd")
+        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions)
         _ = run.slug
     except (KeyError, TypeError) as error:
         raise ReportError(f"{path}: not a run of this suite: {error} is missing") from error
-    if not records:
-        raise ReportError(f"{path}: holds no forward benchmark")
+    if not records and not directions:
+        raise ReportError(f"{path}: holds no benchmark")
     return run
 
 
@@ -184,8 +190,132 @@ def cpu_sentence(run: Run) -> str | None:
     return text + "."
 
 
-def docs_section(runs: list[Run], plots: dict[str, str]) -> str:
-    """What stands between the markers of docs/benchmarks.md; ``plots`` are image names by machine."""
+# --- the appearance path ---------------------------------------------------------------------------------------------
+
+
+class Appearance(NamedTuple):
+    """The records of one path, case and batch."""
+
+    path: str  # "rap" or "rap-loop"
+    case: str
+    batch: int
+    by_backend: dict[str, dict[str, Any]]
+
+    def ms(self, backend: str) -> float | None:
+        return self.by_backend.get(backend, {}).get("ms_per_view")
+
+    def baseline_ms(self, suffix: str = "") -> float | None:
+        """RAP's own time: the faster of eager and compiled, which both must have been measured."""
+        times = [self.ms(name + suffix) for name in RAP_LOOPS]
+        return None if None in times else min(times)
+
+    def ratio(self, backend: str, suffix: str = "") -> float | None:
+        theirs, ours = self.baseline_ms(suffix), self.ms(backend)
+        return theirs / ours if theirs and ours else None
+
+    def mib_per_view(self, backend: str) -> float | None:
+        """RAP's loop holds one view at a time, rapfast a batch."""
+        peak = self.by_backend.get(backend, {}).get("peak_mib")
+        return peak if peak is None or backend.startswith("rap-") else peak / self.batch
+
+
+def appearance_rows(run: Run) -> list[Appearance]:
+    """What was measured, in its order."""
+    rows: dict[tuple[str, str, int], Appearance] = {}
+    for path, records in run.appearance.items():
+        for (case, backend, batch), info in records.items():
+            row = rows.setdefault((path, case, batch), Appearance(path, case, batch, {}))
+            row.by_backend[backend] = info
+    return sorted(rows.values(), key=lambda row: row.path != "rap-loop")
+
+
+def appearance_table(rows: list[Appearance]) -> str:
+    """Milliseconds per view of RAP's loop and of rapfast, and how many times faster rapfast is."""
+    paths = {"rap": "render", "rap-loop": "to the CPU"}
+    known = {backend for row in rows for backend in row.by_backend}
+    order = (*RAP_LOOPS, *(f"{name}-maps" for name in RAP_LOOPS), "reference", *APPEARANCE_BARS)
+    backends = [name for name in order if name in known]
+    compared = known.issuperset(RAP_LOOPS)
+    head = ["case", "path", "batch", *backends]
+    head += ["ratio", "ratio, maps there", "maps to maps", "MiB / view rap-eager", "rapfast"] if compared else []
+    table = []
+    for row in rows:
+        cells = [row.case, paths[row.path], str(row.batch), *(_number(row.ms(name)) for name in backends)]
+        if compared:
+            cells += [_number(row.ratio("rapfast")), _number(row.ratio("rapfast-maps"))]
+            cells += [_number(row.ratio("rapfast-maps", "-maps"))]
+            cells += [_number(row.mib_per_view(name)) for name in ("rap-eager", "rapfast")]
+        table.append(cells)
+    return _table(head, table)
+
+
+def appearance_verdict(rows: list[Appearance]) -> str | None:
+    """The smallest ratios against bar and goal; None where RAP's loop was not measured."""
+    parts = []
+    for backend, (what, bar, goal) in APPEARANCE_BARS.items():
+        compared = [row for row in rows if row.path == "rap-loop" and row.ratio(backend)]
+        if compared:
+            slowest = min(compared, key=lambda row: row.ratio(backend))
+            least = slowest.ratio(backend)
+            text = f"{what} {_number(least)} ({slowest.case}, batch of {slowest.batch}; "
+            text += ", ".join(
+                f"{name} {limit:.0f}: {'met' if least >= limit else 'missed'}"
+                for name, limit in (("bar", bar), ("goal", goal))
+            )
+            parts.append(text + ")")
+    if not parts:
+        return None
+    return f"The least that rapfast is faster by, to the CPU: {', '.join(parts)}."
+
+
+def color_stage_table(rows: list[Appearance]) -> str | None:
+    """The fused colour stage beside the time that its bytes and operations would take; None where it was not timed."""
+    head = ["case", "batch", "records / view", "MB / view", "GFLOP / view", "floor, us / view", "measured", "times"]
+    table = []
+    for row in rows:
+        info = row.by_backend.get("rapfast", {})
+        if not info.get("stages"):
+            continue
+        work, ms = info["color_work"], info["stages"]["color"]
+        cells = [_number(work["records"]), _number(work["bytes"] / 1e6), _number(work["operations"] / 1e9)]
+        cells += [_number(1e3 * work["floor_ms"]), _number(1e3 * ms), _number(ms / work["floor_ms"])]
+        table.append([row.case, str(row.batch), *cells])
+    return _table(head, table) if table else None
+
+
+def appearance_stage_table(rows: list[Appearance]) -> str | None:
+    """rapfast's stages from reference images on, ms per view; None where there are none."""
+    known = [(row, row.by_backend["rapfast"]["stages"]) for row in rows if row.by_backend.get("rapfast")]
+    known = [(row, stages) for row, stages in known if stages]
+    if not known:
+        return None
+    names = list(dict.fromkeys(["maps", *STAGES, *(name for _, stages in known for name in stages)]))
+    cells = [[row.case, str(row.batch), *(_number(stages.get(name)) for name in names)] for row, stages in known]
+    return _table(["case", "batch", *names], cells)
+
+
+def appearance_section(run: Run, plots: dict[str, str]) -> list[str]:
+    """The paragraphs for one machine, none where the run has no appearance in it."""
+    rows = appearance_rows(run)
+    if not rows:
+        return []
+    parts = [f"#### Appearance, {run.device_name}", appearance_table(rows)]
+    if verdict := appearance_verdict(rows):
+        parts.append(verdict)
+    if stages := appearance_stage_table(rows):
+        parts += ["rapfast's stages from reference images to images, milliseconds per view:", stages]
+    if color := color_stage_table(rows):
+        parts += ["The colour stage beside its floor:", color]
+    if run.slug in plots:
+        parts.append(f"![RAP's loop and rapfast against Gaussians, {run.device_name}]({plots[run.slug]})")
+    return parts
+
+
+# --- what goes into the files ----------------------------------------------------------------------------------------
+
+
+def docs_section(runs: list[Run], plots: dict[str, str], appearance_plots: dict[str, str]) -> str:
+    """What stands between the markers of docs/benchmarks.md; both ``plots`` are image names by machine."""
     parts = []
     for run in runs:
         parts += [f"### {run.device_name}", f"{_provenance(run)}. Milliseconds per view."]
@@ -201,6 +331,7 @@ def docs_section(runs: list[Run], plots: dict[str, str]) -> str:
             parts.append(sentence)
         if run.slug in plots:
             parts.append(f"![Time per view against Gaussians, batch and pixels, {run.device_name}]({plots[run.slug]})")
+        parts += appearance_section(run, appearance_plots)
     return "\n\n".join(parts)
 
 
@@ -222,12 +353,27 @@ def readme_table(runs: list[Run]) -> str:
             theirs = f"gsplat {version}" if version else "gsplat"
             parts.append(_table(["ms per view, batch of 8", theirs, "rapfast", "times faster"], rows))
             parts.append(f"{_provenance(run)}. Both were measured in one run, after their pixels were compared.")
+        parts += _readme_appearance(run)
     sentence = next(filter(None, map(cpu_sentence, runs)), None)
     if sentence:
         parts.append(sentence)
     if not parts:
         raise ReportError("no run has a record for the README: neither a batch of 8 on a GPU nor the CPU case")
     return "\n\n".join(parts)
+
+
+def _readme_appearance(run: Run) -> list[str]:
+    """RAP's loop to the CPU, batch of 8."""
+    table = []
+    for row in appearance_rows(run):
+        if row.path == "rap-loop" and row.batch == 8 and row.ratio("rapfast") and row.ratio("rapfast-maps"):
+            cells = [row.case.removeprefix("rap-"), _number(row.baseline_ms()), _number(row.ms("rapfast"))]
+            cells += [f"**{_number(row.ratio('rapfast'))}**", _number(row.ms("rapfast-maps"))]
+            table.append([*cells, f"**{_number(row.ratio('rapfast-maps'))}**"])
+    if not table:
+        return []
+    head = ["RAP's view synthesis, ms per view", "RAP's loop", "rapfast", "times faster"]
+    return [_table([*head, "rapfast, feature maps there", "times faster"], table)]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -267,14 +413,14 @@ def save(source: Path, results: Path) -> Path:
 
 def write(root: Path, with_plots: bool) -> list[str]:
     """Writes all that is made from the runs; returns a sentence for each file that could not be."""
-    runs, problems, plots = newest_runs(root / "bench" / "results"), [], {}
+    runs, problems, plots, appearance_plots = newest_runs(root / "bench" / "results"), [], {}, {}
     if with_plots:
         try:
-            plots = _plots(runs, root / "docs")
+            plots, appearance_plots = _plots(runs, root / "docs")
         except ImportError as error:
             problems.append(str(error))
     for path, markers, make in (
-        (root / "docs" / "benchmarks.md", DOCS_MARKERS, lambda: docs_section(runs, plots)),
+        (root / "docs" / "benchmarks.md", DOCS_MARKERS, lambda: docs_section(runs, plots, appearance_plots)),
         (root / "README.md", README_MARKERS, lambda: readme_table(runs)),
     ):
         try:
@@ -284,14 +430,18 @@ def write(root: Path, with_plots: bool) -> list[str]:
     return problems
 
 
-def _plots(runs: list[Run], folder: Path) -> dict[str, str]:
-    from bench.plots import plot
+def _plots(runs: list[Run], folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Image names by machine: of the forward pass, of the appearance path."""
+    from bench.plots import plot, plot_appearance
 
-    made = {}
+    made: tuple[dict[str, str], dict[str, str]] = {}, {}
     for run in runs:
         path = folder / f"benchmarks-{run.slug}.svg"
         if plot(run, path):
-            made[run.slug] = path.name
+            made[0][run.slug] = path.name
+        path = folder / f"benchmarks-appearance-{run.slug}.svg"
+        if plot_appearance(appearance_rows(run), path):
+            made[1][run.slug] = path.name
     return made
 
 

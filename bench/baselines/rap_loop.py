@@ -5,8 +5,8 @@ a change there cannot move the baseline. As its users run it: one view at a time
 on the one reference image; both networks in float32 with TF32 matmuls; the colour network on all N Gaussians;
 `torch.compile` of the two networks (RAP's default) or not.
 
-What RAP does beside `render` and is left out, to the baseline's advantage: activations of the raw parameters, camera
-objects, and copies of the reference image to the GPU.
+What RAP also does and is left out, to the baseline's advantage: activations of the raw parameters at each render, its
+own camera classes, of which nothing but the matrices is made here, and copies of reference images to the GPU.
 """
 
 from __future__ import annotations
@@ -133,8 +133,11 @@ class Camera(NamedTuple):
     height: int
 
     @classmethod
-    def make(cls, viewmat: Tensor, K: Tensor, width: int, height: int) -> Camera:
-        return cls(viewmat, K, torch.linalg.inv(viewmat)[:3, 3].contiguous(), width, height)
+    def make(cls, pose: Tensor, K: Tensor, width: int, height: int, like: Tensor) -> Camera:
+        """Of a camera-to-world pose [3, 4] and K on the CPU, with dtype and device of ``like``."""
+        matrix = torch.cat([pose, pose.new_tensor([[0.0, 0.0, 0.0, 1.0]])]).to(like.dtype)
+        viewmat = torch.linalg.inv(matrix)
+        return cls(viewmat.to(like.device), K.to(like), matrix[:3, 3].to(like.device), width, height)
 
 
 class Networks(NamedTuple):

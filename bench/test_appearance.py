@@ -1,0 +1,134 @@
+"""RAP's appearance path against RAP's own loop, timed after the pixels were checked.
+
+New reference images ("rapfast", "rap-eager", "rap-compiled"): each view's feature maps are made in the call. "-maps":
+they are there already.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rapfast
+from bench.appearance import CASES, Workload, color_work, exact, pictures, renderer, strict, workload
+from bench.baselines.rap_loop import tf32
+from bench.measure import cuda_clock, peak_mib, psnr, rounds_for, seconds
+
+_BY_NAME = {case.name: case for cases in CASES.values() for case in cases}
+
+MIN_PSNR = {"fp16": 45.0, "fp32": 60.0}
+"""dB, of rapfast against RAP's loop without TF32: by default with networks in half precision, and strictly."""
+
+MIN_BASELINE_PSNR = 40.0
+"""dB, of RAP's loop with TF32, which moves points on the projected map, against itself without."""
+
+
+class _Truth:
+    """The pictures by RAP's loop without TF32, of one case, path and batch at a time."""
+
+    of: Any = None
+    images: Tensor | None = None
+
+    def get(self, work: Workload, path: str, batch: int) -> Tensor:
+        if self.of != (work.case.name, path, batch):
+            self.images = None  # its memory is wanted for the next
+            self.images = exact(work, path, batch)
+            self.of = work.case.name, path, batch
+        return self.images
+
+
+_truth = _Truth()
+
+
+def test_appearance(
+    benchmark: Any, case_name: str, path: str, device: str, batch: int, backend: str, scale: str, max_rounds: int
+) -> None:
+    with torch.no_grad(), tf32(True):
+        work = workload(_BY_NAME[case_name], device)
+        _measure(benchmark, work, device, path, batch, backend, scale, max_rounds)
+
+
+def _measure(
+    benchmark: Any, work: Workload, device: str, path: str, batch: int, backend: str, scale: str, max_rounds: int
+) -> None:
+    render = renderer(work, path, batch, backend)
+    agreement = _checked(pictures(path, render()), work, device, path, batch, backend)
+    strictly = None
+    if (path, backend, device) == ("rap", "rapfast", "cuda"):
+        strictly = psnr(strict(work, batch), _truth.get(work, path, batch))
+        assert strictly >= MIN_PSNR["fp32"], f"rapfast's fp32 is {strictly:.1f} dB from RAP's loop: not worth timing"
+
+    call = _emptied(render)
+    first = seconds(call, device)
+    warmups, rounds = rounds_for(first, device, max_rounds)
+    if backend.startswith("rap-"):
+        # a round is itself a loop over the views, and takes most of a second
+        warmups, rounds = 1, min(max_rounds, 8 if batch <= 8 else 3)
+    peak = peak_mib(call, device)
+    stages = _stages(work, batch, device) if (path, backend) == ("rap", "rapfast") else None
+    benchmark.pedantic(call, warmup_rounds=warmups, rounds=rounds)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    records = float(work.geometry.statistics.visible_share[:batch].mean()) * len(work.rap)
+    color = color_work(work.rap.color_net, records, value_size=2 if device == "cuda" else 4)
+    benchmark.extra_info.update(
+        case=work.case.name,
+        backend=backend,
+        batch=batch,
+        direction=path,
+        ms_per_view=1e3 * benchmark.stats.stats.median / batch,
+        peak_mib=peak,
+        n_gaussians=len(work.rap),
+        width=work.geometry.cameras.width,
+        height=work.geometry.cameras.height,
+        channels=3,
+        visible_share=records / len(work.rap),
+        intersections_per_view=float(work.geometry.statistics.intersections[:batch].double().mean()),
+        stages=stages,
+        color_work={**color._asdict(), "floor_ms": color.floor_ms},
+        psnr_db=agreement,
+        psnr_strict_db=strictly,
+        psnr_against="rap-eager without TF32",
+        device=device,
+        threads=torch.get_num_threads() if device == "cpu" else None,
+        timer="cuda events" if device == "cuda" else "perf_counter",
+        warmup_rounds=warmups,
+        scale=scale,
+    )
+
+
+def _checked(drawn: Tensor, work: Workload, device: str, path: str, batch: int, backend: str) -> float:
+    agreement = psnr(drawn, _truth.get(work, path, batch))
+    least = MIN_BASELINE_PSNR if backend.startswith("rap-") else MIN_PSNR["fp16" if device == "cuda" else "fp32"]
+    assert agreement >= least, f"{backend} is {agreement:.1f} dB from RAP's loop without TF32: not worth timing"
+    return agreement
+
+
+def _emptied(render: Callable[[], Any]) -> Callable[[], None]:
+    """The call without its result; of a loop's views none is kept longer than until the next."""
+
+    def call() -> None:
+        drawn = render()
+        if not isinstance(drawn, Tensor):
+            deque(drawn, maxlen=0)
+
+    return call
+
+
+def _stages(work: Workload, batch: int, device: str) -> dict[str, float] | None:
+    """Milliseconds per view of rapfast's stages, and of the feature maps before them; None on the CPU."""
+    if device != "cuda":
+        return None
+    images = work.images[:batch]
+    maps = work.rap.feature_maps(images)
+    times = rapfast.appearance.stage_times(work.rap, **work.views("rap", batch), feature_maps=maps)
+    took = []
+    for _ in range(9):
+        start = cuda_clock()
+        work.rap.feature_maps(images)
+        took.append(1e3 * (cuda_clock() - start))
+    return {name: ms / batch for name, ms in {"maps": sorted(took)[4], **times}.items()}
