@@ -31,6 +31,14 @@ def faint_state() -> dict[str, Tensor]:
     return state
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def map_net() -> FeatureMapNet:
     torch.manual_seed(0)
@@ -214,6 +222,17 @@ def test_directions_are_even():
     assert cap < float(nearest.max()) < 1.6 * cap
     turned = sphere_directions(128, turn=bake_module._GOLDEN_ANGLE / 2)
     assert float((turned @ directions.T).max()) < 1 - 1e-6, "the directions that measure are none of the fit's"
+
+
+@pytest.mark.cuda
+def test_the_gpu_bakes_the_same(rap):
+    want, want_report = baked(rap)
+    gpu = rap.to("cuda", torch.float32)
+    scene, report = baked(gpu, feature_map=A.maps[0].float().cuda())
+    again = baked(gpu, feature_map=A.maps[0].float().cuda())[0]
+    assert_same(again.sh, scene.sh)
+    assert float((scene.sh.cpu() - want.sh).abs().max()) < 1e-3
+    assert report.rms == pytest.approx(want_report.rms, rel=0.02)
 
 
 @pytest.mark.parametrize(

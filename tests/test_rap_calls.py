@@ -486,3 +486,19 @@ def test_entries_of_the_gaussians_are_made_when_asked_for(rap):
     assert read == []
     assert results[1]["visibility_filter"].any()
     assert read == ["radii"]
+
+
+@pytest.mark.cuda
+def test_the_gpu_draws_the_same(rap):
+    want = batch(rap)
+    gpu = rap.to("cuda", torch.float32)
+    maps = A.maps.float().cuda()
+    got = batch(gpu, feature_maps=maps, with_depth=True)
+    for view in range(C):
+        result = got[view]
+        assert all(result[name].device.type == "cuda" for name in result)
+        assert float((result["render"].cpu() - want[view]["render"]).abs().mean()) < 1e-2
+        assert float((result["radii"].cpu() - want[view]["radii"]).abs().max()) <= 1
+        alone = single(gpu, view, feature_map=maps[MAP_IDS[view]], with_depth=True)
+        for name, value in result.items():
+            assert_same(alone[name], value)

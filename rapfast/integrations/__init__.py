@@ -1,0 +1,1 @@
+"""rapfast inside other projects' own classes. Nothing here imports those projects."""
