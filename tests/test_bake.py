@@ -242,7 +242,7 @@ def test_the_gpu_bakes_the_same(rap):
         ({"sh_degree": 2.0}, TypeError, "sh_degree must be a whole number"),
         ({"image": torch.zeros(3, 40, 40)}, ValueError, "image must be None where feature_map is given"),
         ({"feature_map": None}, ValueError, "camera must carry its reference image"),
-        ({"feature_map": torch.zeros(40, 5, 5)}, ValueError, r"feature_map must be floating point \[48, h, w\]"),
+        ({"feature_map": torch.zeros(40, 5, 5)}, ValueError, r"feature_maps\[0\] must be floating point \[48, h, w\]"),
         ({"weight": float("inf")}, ValueError, "view_weights must be finite"),
         ({"camera": Cameras(A.viewmats, A.Ks, WIDTH, HEIGHT)}, ValueError, "camera must be one camera, got .* of 4"),
         ({"camera": 3}, TypeError, "camera must be a rapfast.Cameras or have the attributes"),

@@ -99,7 +99,7 @@ def bake(
     maps, _ = _references(scene, [view], images, maps, None)
     # In full precision: this is done once. On the CPU that is the default.
     precision = "fp32" if like.device.type == "cuda" else None
-    decoded = scene.decode(view.viewmat, view.K, maps[0], weights, **_given(precision=precision))
+    decoded = scene.decode(view.viewmat, view.K, maps[0], weights[0], **_given(precision=precision))
     if own_degree is not None:
         sh, report = decoded.unflatten(-1, (-1, 3)).contiguous(), BakeReport(0.0, 0.0, 0.0, 0.0)
     else:

@@ -24,7 +24,8 @@ from torch import Tensor
 from rapfast import _check as check
 from rapfast.appearance.features import view_directions
 from rapfast.appearance.rap_cameras import View, read_camera, read_cameras, reference_image
-from rapfast.appearance.rap_scene import RapScene, _check_map_ids, _check_weights
+from rapfast.appearance.rap_scene import RapScene
+from rapfast.appearance.view_inputs import check_map_ids, check_maps, check_weights
 from rapfast.cameras import Cameras
 from rapfast.meta import _LAZY, Meta
 from rapfast.rasterization import rasterization
@@ -71,7 +72,7 @@ def render_batch(
         with_depth: whether to render depth.
         rap_compatible: raise RAP's IndexError where exactly one Gaussian falls on a view's projected map; then no
             view is rendered.
-        viewmat_layout: "transposed", "plain" or None, see `read_cameras`.
+        viewmat_layout: "transposed", "plain" or None, see `read_cameras`. None reads matrices on a GPU back.
         ignored_pipe_settings: names that pipe may have as True because they do not change the picture.
         precision, backend: as in `RapScene.render`. "gsplat" and "reference" are slow and differentiable;
             `viewspace_points` is then a slice, into which no gradient flows.
@@ -184,7 +185,7 @@ def render(
             )[0]  # fmt: skip
         other_backend = None if backend == "rapfast" else backend
         decoded = scene.decode(
-            view.viewmat, view.K, maps[0], weights, rap_compatible=rap_compatible,
+            view.viewmat, view.K, maps[0], weights[0], rap_compatible=rap_compatible,
             **_given(precision=precision, backend=other_backend),
         )  # fmt: skip
         if store_cache:
@@ -222,9 +223,9 @@ def render(
 def _draw(
     scene: RapScene,
     views: Sequence[View],
-    maps: Tensor | Sequence[Tensor],
+    maps: Sequence[Tensor],
     ids: Sequence[int],
-    weights: Tensor,
+    weights: Tensor | Sequence[float],
     backgrounds: Tensor | None,
     with_depth: bool,
     **options: Any,
@@ -235,14 +236,15 @@ def _draw(
         groups.setdefault((view.width, view.height), []).append(i)
     results: list[dict[str, Any]] = [{}] * len(views)
     for (width, height), members in groups.items():
+        used = sorted({ids[i] for i in members})
         colors, _, meta = scene.render(
             torch.stack([views[i].viewmat for i in members]),
             torch.stack([views[i].K for i in members]),
             width,
             height,
-            feature_maps=maps,
-            map_ids=[ids[i] for i in members],
-            view_weights=weights[members],
+            feature_maps=[maps[k] for k in used],
+            map_ids=[used.index(ids[i]) for i in members],
+            view_weights=weights[members] if isinstance(weights, Tensor) else [weights[i] for i in members],
             backgrounds=None if backgrounds is None else backgrounds[members],
             render_mode="RGB+D" if with_depth else "RGB",
             packed=False,
@@ -291,14 +293,13 @@ def _references(
     images: Tensor | Sequence[Tensor] | None,
     feature_maps: Tensor | Sequence[Tensor] | None,
     map_ids: Tensor | Sequence[int] | None,
-) -> tuple[Tensor | Sequence[Tensor], list[int]]:
-    """Feature maps, and which of them each view takes. The network runs once on each image that is met."""
+) -> tuple[list[Tensor], list[int]]:
+    """Feature maps [48, h, w], and which of them each view takes. The network runs once on each image that is met."""
     if feature_maps is not None:
         if images is not None:
             raise ValueError("images must be None where feature_maps is given")
-        if not isinstance(feature_maps, (Tensor, Sequence)):
-            raise TypeError(f"feature_maps must be a tensor or a sequence, got {check.describe(feature_maps)}")
-        return feature_maps, _check_map_ids(map_ids, len(feature_maps), len(views))
+        checked = check_maps(feature_maps, scene.scene)
+        return checked, check_map_ids(map_ids, len(checked), len(views))
     if images is None:
         if map_ids is not None:
             raise ValueError("map_ids must be None where each camera brings its own reference image")
@@ -309,7 +310,7 @@ def _references(
         for i, image in enumerate(images):
             if not isinstance(image, Tensor) or not image.is_floating_point() or image.dim() != 3 or len(image) != 3:
                 raise ValueError(f"images[{i}] must be floating point [3, H, W] in 0..1, got {check.describe(image)}")
-        chosen = [images[k] for k in _check_map_ids(map_ids, len(images), len(views))]
+        chosen = [images[k] for k in check_map_ids(map_ids, len(images), len(views))]
     distinct: dict[tuple[Any, ...], int] = {}
     pictures, ids = [], []
     for image in chosen:
@@ -318,12 +319,10 @@ def _references(
             distinct[key] = len(pictures)
             pictures.append(image.to(scene.scene.device))
         ids.append(distinct[key])
-    if len({(picture.shape, picture.dtype) for picture in pictures}) == 1:
-        return scene.feature_maps(torch.stack(pictures)), ids
     return scene.feature_maps(pictures), ids
 
 
-def _weights(weights: Any, views: Sequence[View], scene: RapScene) -> Tensor:
+def _weights(weights: Any, views: Sequence[View], scene: RapScene) -> Tensor | list[float]:
     """[C], from the argument, else from each camera, else from the scene, else 1."""
     if weights is None:
         own = getattr(scene, WEIGHT_ATTRIBUTE, 1.0)
@@ -334,7 +333,8 @@ def _weights(weights: Any, views: Sequence[View], scene: RapScene) -> Tensor:
             weights.append(check.number(name, own if value is None else value))
     elif isinstance(weights, Tensor) and weights.dim() == 0:
         weights = weights.expand(len(views))
-    return _check_weights(weights, len(views), scene.scene.means)
+    numbers = check_weights(weights, len(views), scene.scene.means)
+    return weights if isinstance(weights, Tensor) and weights.requires_grad else numbers
 
 
 def _backgrounds(color: Any, c: int, like: Tensor) -> Tensor | None:

@@ -26,7 +26,6 @@ from rapfast.cameras import Cameras
 
 LAYOUTS = ("transposed", "plain")
 
-_AFFINE = (0.0, 0.0, 0.0, 1.0)
 _TOLERANCE = 1e-5
 """What may be left of (0, 0, 0, 1) by an inversion in float32."""
 
@@ -73,7 +72,7 @@ def _read_all(named: Sequence[tuple[str, Any]], like: Tensor, layout: str | None
     if layout is not None:
         check.choice("viewmat_layout", layout, LAYOUTS)
     views: list[View] = []
-    as_given = []  # places of the views whose matrix is still as their camera has it
+    as_given = []  # places of the views whose matrices are still as their camera has them
     for name, camera in named:
         if isinstance(camera, Cameras):
             viewmats, Ks = (matrices.detach().to(like.device, like.dtype) for matrices in (camera.viewmats, camera.Ks))
@@ -81,11 +80,22 @@ def _read_all(named: Sequence[tuple[str, Any]], like: Tensor, layout: str | None
                 views.append(View(f"{name}[{i}]", None, viewmat, K, camera.width, camera.height))
         else:
             as_given.append(len(views))
-            views.append(_read(camera, like, name))
-    for i, is_transposed in zip(as_given, _transposed([views[i] for i in as_given], layout), strict=True):
-        if is_transposed:
-            views[i] = views[i]._replace(viewmat=views[i].viewmat.T)
+            views.append(_read(camera, name))
+    if as_given:
+        # Together, so that matrices on the CPU are one transfer and matrices on the GPU one wait.
+        given = [views[i] for i in as_given]
+        matrices = _stacked([view.viewmat for view in given], like)
+        turned = _transposed([view.name for view in given], matrices, layout)
+        matrices, Ks = (t.to(like.device, like.dtype) for t in (matrices, _stacked([view.K for view in given], like)))
+        for i, matrix, K, is_turned in zip(as_given, matrices, Ks, turned, strict=True):
+            views[i] = views[i]._replace(viewmat=matrix.T if is_turned else matrix, K=K)
     return views
+
+
+def _stacked(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    if len({(tensor.device, tensor.dtype) for tensor in tensors}) > 1:
+        tensors = [tensor.to(like.device, like.dtype) for tensor in tensors]
+    return torch.stack(list(tensors))
 
 
 def reference_image(view: View) -> Tensor:
@@ -107,17 +117,17 @@ def reference_image(view: View) -> Tensor:
     return image
 
 
-def _read(camera: Any, like: Tensor, name: str) -> View:
-    matrix = _matrix(f"{name}.world_view_transform", _attribute(camera, "world_view_transform", name), 4, like)
+def _read(camera: Any, name: str) -> View:
+    matrix = _matrix(f"{name}.world_view_transform", _attribute(camera, "world_view_transform", name), 4)
     size = [
         check.integer(f"{name}.{side}", _attribute(camera, side, name), 1, check.MAX_IMAGE_SIZE, " pixels")
         for side in ("image_width", "image_height")
     ]
     K = getattr(camera, "K", None)
     if K is not None:
-        K = _matrix(f"{name}.K", K() if callable(K) else K, 3, like)
+        K = _matrix(f"{name}.K", K() if callable(K) else K, 3)
     else:
-        K = _intrinsics(camera, name, *size).to(like.device, like.dtype)
+        K = _intrinsics(camera, name, *size)
     return View(name, camera, matrix, K, *size)
 
 
@@ -131,14 +141,14 @@ def _attribute(camera: Any, attribute: str, name: str) -> Any:
     return value
 
 
-def _matrix(name: str, value: Any, side: int, like: Tensor) -> Tensor:
+def _matrix(name: str, value: Any, side: int) -> Tensor:
     try:
         matrix = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be numbers [{side}, {side}], got {check.describe(value)}") from None
     if tuple(matrix.shape) != (side, side) or not matrix.is_floating_point():
         raise ValueError(f"{name} must be floating point [{side}, {side}], got {check.describe(matrix)}")
-    return matrix.to(like.device, like.dtype)
+    return matrix
 
 
 def _intrinsics(camera: Any, name: str, width: int, height: int) -> Tensor:
@@ -153,31 +163,35 @@ def _intrinsics(camera: Any, name: str, width: int, height: int) -> Tensor:
     return K
 
 
-def _transposed(views: Sequence[View], layout: str | None) -> list[bool]:
-    """Whether each matrix has to be transposed to be world to camera."""
-    if layout is not None or not views:
-        return [layout == "transposed"] * len(views)
-    matrices = torch.stack([view.viewmat.detach() for view in views]).cpu().double()  # one wait for the device
-    affine = torch.tensor(_AFFINE, dtype=torch.float64)
-    row, column = ((part - affine).abs().amax(-1) for part in (matrices[:, 3], matrices[:, :, 3]))
+def _transposed(names: Sequence[str], matrices: Tensor, layout: str | None) -> list[bool]:
+    """Whether each of matrices [C, 4, 4] has to be transposed to be world to camera."""
+    if layout is not None:
+        return [layout == "transposed"] * len(names)
+    matrices = matrices.detach().cpu().double()
+    affine = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    in_row, in_column = ((part - affine).abs().amax(-1).tolist() for part in (matrices[:, 3], matrices[:, :, 3]))
     verdicts: list[bool | None] = []
-    for view, matrix, off_row, off_column in zip(views, matrices, row.tolist(), column.tolist(), strict=True):
-        if not min(off_row, off_column) <= _TOLERANCE:  # also NaN
+    for name, matrix, row, column in zip(names, matrices, in_row, in_column, strict=True):
+        if not min(row, column) <= _TOLERANCE or row != row:
             raise ValueError(
-                f"{view.name}.world_view_transform must have (0, 0, 0, 1) as its last column (transposed, as 3DGS has "
-                f"it) or last row, got {matrix.tolist()}"
+                f"{name}.world_view_transform must have (0, 0, 0, 1) as its last column (transposed, as 3DGS has it) "
+                f"or last row, got {matrix.tolist()}"
             )
-        if off_row != off_column:
-            verdicts.append(off_column < off_row)
+        if row != column:
+            verdicts.append(column < row)
+        else:  # there is no translation, and nothing tells a rotation from its inverse
+            verdicts.append(None)
+    known = set(verdicts) - {None}
+    for i, verdict in enumerate(verdicts):
+        if verdict is not None:
+            continue
+        if torch.equal(matrices[i], matrices[i].T):
+            verdicts[i] = False
+        elif len(known) == 1:
+            (verdicts[i],) = known
         else:
-            # No translation, so nothing tells a rotation from its inverse, unless they are the same.
-            verdicts.append(False if torch.equal(matrix, matrix.T) else None)
-    known = {
-        verdict for verdict, off_row, off_column in zip(verdicts, row, column, strict=True) if off_row != off_column
-    }
-    if None in verdicts and len(known) != 1:
-        raise ValueError(
-            f"{views[verdicts.index(None)].name}.world_view_transform has no translation and may be read either way: "
-            'give viewmat_layout="transposed" (as 3DGS has it) or "plain"'
-        )
-    return [next(iter(known)) if verdict is None else verdict for verdict in verdicts]
+            raise ValueError(
+                f"{names[i]}.world_view_transform has no translation and may be read either way: give "
+                'viewmat_layout="transposed" (as 3DGS has it) or "plain"'
+            )
+    return verdicts  # type: ignore[return-value]
