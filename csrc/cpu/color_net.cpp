@@ -142,12 +142,15 @@ void sample(const Pixels<T>& at, T weight, T* out /* [kMapFeatures] */) {
     std::fill(out, out + kMapFeatures, T(0));
     return;
   }
-  const T left_share = T(1) - at.fx, top_share = T(1) - at.fy;
-  const T *top = at.first, *bottom = at.first + at.down;
-  for (int c = 0; c < kMapFeatures; ++c) {
-    const T upper = top[c] * left_share + top[c + at.right] * at.fx;
-    const T lower = bottom[c] * left_share + bottom[c + at.right] * at.fx;
-    out[c] = (upper * top_share + lower * at.fy) * weight;
+  typedef typename Simd<T>::V V;
+  const V zero = {};
+  const V right_share = at.fx - zero, left_share = T(1) - right_share;
+  const V lower_share = at.fy - zero, upper_share = T(1) - lower_share;
+  const T *upper = at.first, *lower = at.first + at.down;
+  for (int c = 0; c < kMapFeatures; c += Simd<T>::kLanes) {
+    const V top = load<V>(upper + c) * left_share + load<V>(upper + c + at.right) * right_share;
+    const V bottom = load<V>(lower + c) * left_share + load<V>(lower + c + at.right) * right_share;
+    store(out + c, (top * upper_share + bottom * lower_share) * weight);
   }
 }
 

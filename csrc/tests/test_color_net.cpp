@@ -278,7 +278,7 @@ std::vector<double> plain_colors(const Case<T>& c, int view, int64_t g) {
 
 template <typename T>
 void test_values(const std::string& name, Case<T> c) {
-  const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-12;
+  const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-14;
   const Result<T> got = run(c, 1);
   const int64_t stride = c.p.color.color_stride;
   double worst = 0, largest = 0;
