@@ -240,7 +240,7 @@ def test_the_gpu_bakes_the_same(rap):
     [
         ({"sh_degree": 5}, ValueError, "sh_degree must be between 0 and 4, got 5"),
         ({"sh_degree": 2.0}, TypeError, "sh_degree must be a whole number"),
-        ({"image": torch.zeros(3, 40, 40)}, ValueError, "image must be None where feature_map is given"),
+        ({"image": torch.zeros(3, 40, 40)}, ValueError, r"images \(image\) must be None where feature_maps"),
         ({"feature_map": None}, ValueError, "camera must carry its reference image"),
         ({"feature_map": torch.zeros(40, 5, 5)}, ValueError, r"feature_maps\[0\] must be floating point \[48, h, w\]"),
         ({"weight": float("inf")}, ValueError, "view_weights must be finite"),

@@ -22,6 +22,7 @@ STATE = net_state()
 WEIGHTS = [0.3, 1.7, 0.0, 1.0]
 MAP_IDS = [1, 0, 0, 1]
 PIPE = SimpleNamespace(debug=True, compute_cov3D_python=False, convert_SHs_python=False)
+IMAGE = torch.zeros(3, 40, 40)
 BACKGROUND = torch.tensor([0.2, 0.5, 0.9])
 
 
@@ -300,7 +301,7 @@ def test_caches(rap):
     assert_same(rap.decoded_cache, rap.decode(A.viewmats[1], A.Ks[1], A.maps[MAP_IDS[1]], WEIGHTS[1]))
     want = rap.render(A.viewmats[2:3], A.Ks[2:3], WIDTH, HEIGHT, decoded=rap.decoded_cache,
                       backgrounds=BACKGROUND.double()[None])[0][0]  # fmt: skip
-    cached = single(rap, 2, use_cache=True, feature_map=None, view_weight=5.0)["render"]
+    cached = single(rap, 2, use_cache=True, feature_map=None)["render"]
     assert_same(cached, want.permute(2, 0, 1))
     assert furthest(cached, single(rap, 2)["render"]) > 1e-2, "its own appearance is another"
     # With another camera the directions are the first's.
@@ -313,10 +314,10 @@ def test_caches(rap):
 
 def test_use_cache_needs_one(rap):
     with pytest.raises(RuntimeError, match="use_cache needs the cache of a call with store_cache=True"):
-        single(rap, 1, use_cache=True)
+        single(rap, 1, use_cache=True, feature_map=None)
     rap.decoded_cache = torch.zeros(N, 48)
     with pytest.raises(TypeError, match=r"decoded_cache must be float64 \[70, 48\] on cpu \(as the scene\)"):
-        single(rap, 1, use_cache=True)
+        single(rap, 1, use_cache=True, feature_map=None)
 
 
 def test_scales_colours_and_means_given(rap, slow_colors):
@@ -344,7 +345,7 @@ def test_raps_error_with_one_gaussian_on_the_map(rap):
     with pytest.raises(IndexError, match="exactly one Gaussian"):
         single(scene, 0, store_cache=True, rap_compatible=True)
     single(scene, 0, store_cache=True)
-    single(scene, 0, use_cache=True, rap_compatible=True)  # nothing is sampled, and RAP goes on
+    single(scene, 0, use_cache=True, feature_map=None, rap_compatible=True)  # nothing is sampled, and RAP goes on
 
 
 def test_classic_scenes(rap, slow_colors):
@@ -395,9 +396,24 @@ def test_backgrounds(rap):
             ValueError,
             "override_colors must be None where store_cache",
         ),
-        ({"override_colors": torch.zeros(N, 4).double()}, ValueError, r"override_colors must be float64 \[70, 3\]"),
+        (
+            {"override_colors": torch.zeros(N, 4).double(), "feature_map": None},
+            ValueError,
+            r"override_colors must be float64 \[70, 3\]",
+        ),
         ({"means_transform": torch.eye(4).double()}, ValueError, r"means_transform must be float64 \[3, 4\]"),
-        ({"image": torch.zeros(3, 40, 40)}, ValueError, "image.? must be None where feature_map"),
+        ({"image": IMAGE}, ValueError, r"images \(image\) must be None where feature_maps"),
+        ({"use_cache": True}, ValueError, r"feature_map must be None where use_cache is True, got float64 \[48, 9, 13"),
+        (
+            {"use_cache": True, "feature_map": None, "view_weight": 1.0},
+            ValueError,
+            "view_weight must be None where use_cache is True, got float 1.0",
+        ),
+        (
+            {"override_colors": torch.zeros(N, 3).double(), "feature_map": None, "image": IMAGE},
+            ValueError,
+            "image must be None where override_colors is given",
+        ),
         ({"view_weight": float("nan")}, ValueError, "view_weights must be a number, got nan"),
         ({"with_depth": 1}, TypeError, "with_depth must be True or False"),
     ],
@@ -442,7 +458,7 @@ def test_bad_cameras(rap, changes, error, sentence):
         ({"feature_maps": None}, ValueError, "map_ids must be None where each camera brings"),
         ({"feature_maps": 3}, TypeError, "feature_maps must be a tensor .* or a sequence of .*, got int 3"),
         ({"feature_maps": None, "images": 3}, TypeError, "images must be a tensor or a sequence of tensors, got int 3"),
-        ({"images": [torch.zeros(3, 40, 40)]}, ValueError, "images must be None where feature_maps is given"),
+        ({"images": [IMAGE]}, ValueError, r"images \(image\) must be None where feature_maps \(feature_map\) is given"),
         (
             {"feature_maps": None, "images": [torch.zeros(3, 40, 40), torch.zeros(4, 40, 40)]},
             ValueError,

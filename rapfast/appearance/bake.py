@@ -85,8 +85,6 @@ def bake(
     """
     net, like = scene.color_net, scene.scene.means
     check.flag("return_report", return_report)
-    if image is not None and feature_map is not None:
-        raise ValueError("image must be None where feature_map is given")
     own_degree = SH_DEGREE_OF_COUNT[net.decoder.widths[-1] // 3] if scene.puts_out_sh else None
     if sh_degree is None:
         sh_degree = 3 if own_degree is None else own_degree

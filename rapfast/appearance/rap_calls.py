@@ -133,7 +133,7 @@ def render(
             this camera sees them. (Spherical harmonics are evaluated when drawing, in its directions.)
         store_cache: keep the decoder's output [N, 48] of this call, as `scene.decoded_cache`.
         use_cache: take it from there: appearance and projection stay those of the view that stored it, the
-            directions are the camera's. No reference image is needed and the weight is not read.
+            directions are the camera's. No reference image is needed, and no weight is read.
         point_features, interp_alpha: refused unless None and 0.
         view_weight, image, feature_map: of this view, as `view_weights`, `images` and `feature_maps` [48, h, w] of
             `render_batch`.
@@ -156,8 +156,12 @@ def render(
         raise ValueError("store_cache and use_cache must not both be True")
     if override_colors is not None and (store_cache or use_cache):
         raise ValueError("override_colors must be None where store_cache or use_cache is True: no cache is met")
-    if image is not None and feature_map is not None:
-        raise ValueError("image must be None where feature_map is given")
+    if use_cache or override_colors is not None:
+        why = "use_cache is True" if use_cache else "override_colors is given"
+        for name, value in (("view_weight", view_weight), ("image", image), ("feature_map", feature_map)):
+            if value is not None:
+                raise ValueError(f"{name} must be None where {why}, got {check.describe(value)}")
+    check.flag("rap_compatible", rap_compatible)
     like, net = scene.scene.means, scene.color_net
     _check_pipe(pipe, scene, ignored_pipe_settings)
     check.flag("with_depth", with_depth)
@@ -297,7 +301,7 @@ def _references(
     """Feature maps [48, h, w], and which of them each view takes. The network runs once on each image that is met."""
     if feature_maps is not None:
         if images is not None:
-            raise ValueError("images must be None where feature_maps is given")
+            raise ValueError("images (image) must be None where feature_maps (feature_map) is given")
         checked = check_maps(feature_maps, scene.scene)
         return checked, check_map_ids(map_ids, len(checked), len(views))
     if images is None:
