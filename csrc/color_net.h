@@ -57,7 +57,8 @@ struct ColorNetParams {
   int32_t n_layers;    // 1 .. kMaxNetLayers
   NetLayer layers[kMaxNetLayers];
   // Of each layer [n_in (+ 16), n_out] in type T. With `half`, in the order of the tensor cores'
-  // operands: [n_out / 16, n_in / 16, 32 lanes, 8], see color_net.cu.
+  // operands: [n_out / 16, n_in (+ 16) / 16, 32 lanes, 8], see color_net.cu, layer behind layer without
+  // gaps.
   const void* weights;
   const T* biases;
   const void* base;     // [N, base_stride] of type T or half

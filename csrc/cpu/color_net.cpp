@@ -102,8 +102,8 @@ struct Pixels {
 };
 
 template <typename T>
-Pixels<T> pixels_at(const ViewInputs<T>& v, int first_channel, T x, T y) {
-  const MapTap<T> tap = map_tap(x, y, v.map_width, v.map_height);
+Pixels<T> pixels_at(const ViewInputs<T>& v, int first_channel, double x, double y) {
+  const MapTap<T> tap = map_tap<T>(x, y, v.map_width, v.map_height);
   const int64_t row = int64_t(v.map_width) * kMapChannels;
   return {v.map + tap.y * row + int64_t(tap.x) * kMapChannels + first_channel,
           v.map_width < 2 ? 0 : kMapChannels, v.map_height < 2 ? 0 : row, tap.fx, tap.fy};
@@ -114,10 +114,10 @@ template <typename T>
 void find_pixels(const ColorNetParams<T>& p, const ViewInputs<T>& v, int64_t g, Pixels<T>* out) {
   const T* at = p.box_coord + 6 * g;
   for (int map = 0; map < 2; ++map) {
-    out[map] = pixels_at(v, map * kMapFeatures, at[2 * map] / p.coord_scale,
-                         at[2 * map + 1] / p.coord_scale);
+    out[map] = pixels_at(v, map * kMapFeatures, at[2 * map] / double(p.coord_scale),
+                         at[2 * map + 1] / double(p.coord_scale));
   }
-  T x, y;
+  double x, y;
   const bool valid = projected_place(v.viewmat, v.K, p.color.means + 3 * g, at + 4, &x, &y);
   out[2] = valid ? pixels_at(v, 2 * kMapFeatures, x, y) : Pixels<T>{};
 }

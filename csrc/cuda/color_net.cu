@@ -12,6 +12,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../math/sh.h"
 #include "check.cuh"
@@ -29,19 +30,25 @@ struct Taps {
   float fx[kMaps], fy[kMaps];
 };
 
+// In fp32 places are computed in double, in fp16 in float: what is fed loses more there anyway.
+template <typename Number>
 __device__ Taps find_taps(const ColorNetParams<float>& net, int32_t image, int32_t gaussian) {
+  using Place = std::conditional_t<sizeof(Number) == 2, float, double>;
   const NetView& view = net.views[image];
   const float* box = net.box_coord + 6 * int64_t(gaussian);
   Taps taps;
 #pragma unroll
   for (int i = 0; i < kMaps; ++i) {
-    float x = box[2 * i] / net.coord_scale, y = box[2 * i + 1] / net.coord_scale;
+    Place x, y;
     bool seen = true;
     if (i == kMaps - 1) {
       seen = projected_place(net.color.viewmats + 16 * image, net.color.Ks + 9 * image,
                              net.color.means + 3 * int64_t(gaussian), box + 2 * i, &x, &y);
+    } else {
+      x = Place(box[2 * i]) / Place(net.coord_scale);
+      y = Place(box[2 * i + 1]) / Place(net.coord_scale);
     }
-    const MapTap<float> tap = map_tap(x, y, view.width, view.height);
+    const MapTap<float> tap = map_tap<float>(x, y, view.width, view.height);
     taps.at[i] = seen ? (tap.y * view.width + tap.x) * kMapChannels + i * kMapFeatures : -1;
     taps.fx[i] = tap.fx;
     taps.fy[i] = tap.fy;
@@ -49,8 +56,8 @@ __device__ Taps find_taps(const ColorNetParams<float>& net, int32_t image, int32
   return taps;
 }
 
-__device__ __forceinline__ void load_four(const __half* from, float* out) {
-  const uint2 bits = __ldg(reinterpret_cast<const uint2*>(from));
+// Four halves.
+__device__ __forceinline__ void widen(const uint2& bits, float* out) {
   const float2 lo = __half22float2(*reinterpret_cast<const __half2*>(&bits.x));
   const float2 hi = __half22float2(*reinterpret_cast<const __half2*>(&bits.y));
   out[0] = lo.x, out[1] = lo.y, out[2] = hi.x, out[3] = hi.y;
@@ -61,25 +68,40 @@ __device__ __forceinline__ void load_four(const float* from, float* out) {
   out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
 }
 
-// Four neighbouring features of one map, `part` of 4, times the view's weight.
+// What is read once passes the L1 cache by: the weights are to stay there.
+__device__ __forceinline__ uint2 load_once(const __half* from) {
+  uint2 v;
+  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+  return v;
+}
+
+__device__ __forceinline__ void load_four_once(const __half* from, float* out) { widen(load_once(from), out); }
+
+__device__ __forceinline__ void load_four_once(const float* from, float* out) {
+  asm("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(out[0]), "=f"(out[1]), "=f"(out[2]), "=f"(out[3])
+      : "l"(from));
+}
+
+// Four neighbouring features of one map, `part` of 4, times the view's weight. Nothing branches, so that
+// the loads of all maps are under way at once.
 template <typename Number>
 __device__ __forceinline__ void sample_four(const NetView& view, int32_t at, float fx, float fy, int part,
                                             float* out) {
-  out[0] = out[1] = out[2] = out[3] = 0.f;
-  if (at < 0) return;
-  const Number* corner = static_cast<const Number*>(view.map) + at + 4 * part;
+  const Number* corner = static_cast<const Number*>(view.map) + max(at, 0) + 4 * part;
   const int32_t right = view.width > 1 ? kMapChannels : 0;
   const int32_t down = view.height > 1 ? view.width * kMapChannels : 0;
   const float weight = float(view.weight);
   float v[4][4];
-  load_four(corner, v[0]);
-  load_four(corner + right, v[1]);
-  load_four(corner + down, v[2]);
-  load_four(corner + down + right, v[3]);
+  load_four_once(corner, v[0]);
+  load_four_once(corner + right, v[1]);
+  load_four_once(corner + down, v[2]);
+  load_four_once(corner + down + right, v[3]);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    out[i] = weight * (v[0][i] * ((1.f - fx) * (1.f - fy)) + v[1][i] * (fx * (1.f - fy)) +
-                       v[2][i] * ((1.f - fx) * fy) + v[3][i] * (fx * fy));
+    const float sum = v[0][i] * ((1.f - fx) * (1.f - fy)) + v[1][i] * (fx * (1.f - fy)) +
+                      v[2][i] * ((1.f - fx) * fy) + v[3][i] * (fx * fy);
+    out[i] = at < 0 ? 0.f : weight * sum;
   }
 }
 
@@ -157,6 +179,58 @@ __device__ __forceinline__ void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
+// sums += x times the next kUsed blocks of operands, all of which can be under way at once.
+template <int kTiles, int kBlocks, int kUsed>
+__device__ __forceinline__ void multiply_used(const uint4* operands, const uint32_t (&x)[kTiles][kBlocks][4],
+                                              float (&sums)[kTiles][2][4]) {
+#pragma unroll
+  for (int k = 0; k < kUsed; ++k) {
+    const uint4 w = __ldg(operands + 32 * k);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      multiply_add(sums[tile][0], x[tile][k], w.x, w.y);
+      multiply_add(sums[tile][1], x[tile][k], w.z, w.w);
+    }
+  }
+}
+
+// The same for a number of blocks known when it runs. A condition on each block would cost more moves
+// between registers than there are multiplications.
+template <int kTiles, int kBlocks>
+__device__ __forceinline__ void multiply_blocks(int used, const uint4*& operands,
+                                                const uint32_t (&x)[kTiles][kBlocks][4],
+                                                float (&sums)[kTiles][2][4]) {
+  const auto run = [&](auto count) {
+    constexpr int kUsed = decltype(count)::value < kBlocks ? decltype(count)::value : kBlocks;
+    multiply_used<kTiles, kBlocks, kUsed>(operands, x, sums);
+  };
+  switch (used) {
+    case 1: run(std::integral_constant<int, 1>()); break;
+    case 2: run(std::integral_constant<int, 2>()); break;
+    case 3: run(std::integral_constant<int, 3>()); break;
+    case 4: run(std::integral_constant<int, 4>()); break;
+    case 5: run(std::integral_constant<int, 5>()); break;
+    case 6: run(std::integral_constant<int, 6>()); break;
+    case 7: run(std::integral_constant<int, 7>()); break;
+    case 8: run(std::integral_constant<int, 8>()); break;
+    default:
+      if constexpr (kBlocks > 8) {
+        multiply_used<kTiles, kBlocks, 8>(operands, x, sums);
+#pragma unroll
+        for (int k = 8; k < kBlocks; ++k) {
+          if (k >= used) break;
+          const uint4 w = __ldg(operands + 32 * k);
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            multiply_add(sums[tile][0], x[tile][k], w.x, w.y);
+            multiply_add(sums[tile][1], x[tile][k], w.z, w.w);
+          }
+        }
+      }
+  }
+  operands += 32 * used;
+}
+
 // kTiles: tiles of 16 records a warp. kBlocks: the widest layer, in blocks of 16. Loops over blocks are
 // unrolled to kBlocks with a condition, since registers have no index.
 template <int kTiles, int kBlocks, bool kWithSh>
@@ -177,29 +251,31 @@ __global__ void __launch_bounds__(kNetThreads)
   const int64_t n_warps = int64_t(gridDim.x) * (kNetThreads / 32);
   const int64_t warp = int64_t(blockIdx.x) * (kNetThreads / 32) + threadIdx.x / 32;
 
+  // What the next tile reads is asked for while this one is worked on.
+  const auto id_of = [&](int64_t first) { return p.gaussian_ids[min(first + lane % kRecords, n - 1)]; };
+  int32_t next_gaussian = warp * kRecords < n ? id_of(warp * kRecords) : 0;
   for (int64_t first = warp * kRecords; first < n; first += n_warps * kRecords) {
     // One record a lane. Behind the end the last one again, whose results are not kept.
     const int64_t own = min(first + lane % kRecords, n - 1);
-    const int32_t gaussian = p.gaussian_ids[own];
+    const int32_t gaussian = next_gaussian;
     const int32_t image = image_ids[own];
-    for (int64_t column = 0; column < net.base_stride; column += 64) {
-      prefetch(base + gaussian * net.base_stride + column);
-    }
+    const bool is_followed = first + n_warps * kRecords < n;
+    if (is_followed) next_gaussian = id_of(first + n_warps * kRecords);
     const Vec3<float> center = device_views[image].center;
     const Vec3<float> direction = view_direction(p.means + 3 * int64_t(gaussian), center);
     Taps taps = {};
-    if (net.input == NetInput::kMaps) taps = find_taps(net, image, gaussian);
+    if (net.input == NetInput::kMaps) taps = find_taps<__half>(net, image, gaussian);
 
     // The lane's rows, g and g + 8 of each tile.
     uint32_t x[kTiles][kBlocks][4];
     uint32_t toward[kTiles][4];
-    const __half* row_base[kLaneRows];
+    int32_t row_gaussian[kLaneRows];
 #pragma unroll
     for (int row = 0; row < kLaneRows; ++row) {
       const int source = 8 * row + lane / 4;
       const int32_t g = __shfl_sync(kFullWarp, gaussian, source);
       const int32_t i = __shfl_sync(kFullWarp, image, source);
-      row_base[row] = base + g * net.base_stride + 4 * t;
+      row_gaussian[row] = g;
       const float dx = __shfl_sync(kFullWarp, direction.x, source);
       const float dy = __shfl_sync(kFullWarp, direction.y, source);
       const float dz = __shfl_sync(kFullWarp, direction.z, source);
@@ -227,10 +303,28 @@ __global__ void __launch_bounds__(kNetThreads)
       }
     }
 
+    if (is_followed) {
+      prefetch(p.means + 3 * int64_t(next_gaussian));
+      if (net.input == NetInput::kMaps) prefetch(net.box_coord + 6 * int64_t(next_gaussian));
+      for (int64_t column = 0; column < net.base_stride; column += 64) {
+        prefetch(base + next_gaussian * net.base_stride + column);
+      }
+    }
+
+    // Operands come in the order in which they are used, through all layers.
+    const uint4* operands = weights + lane;
     for (int l = 0; l < net.n_layers; ++l) {
       const NetLayer layer = net.layers[l];
       const bool is_last = l + 1 == net.n_layers;
-      const uint4* operands = weights + layer.weights / 8 + lane;
+      uint2 base_ahead[kLaneRows];
+      const auto load_base = [&](int b) {
+#pragma unroll
+        for (int row = 0; row < kLaneRows; ++row) {
+          base_ahead[row] =
+              load_once(base + row_gaussian[row] * net.base_stride + layer.base + b * kNetBlock + 4 * t);
+        }
+      };
+      if (layer.base >= 0) load_base(0);
       uint32_t y[kTiles][kBlocks][4];
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
@@ -240,11 +334,12 @@ __global__ void __launch_bounds__(kNetThreads)
 #pragma unroll
           for (int row = 0; row < kLaneRows; ++row) {
             float v[4];
-            load_four(row_base[row] + layer.base + b * kNetBlock, v);
+            widen(base_ahead[row], v);
             float(&s)[2][4] = sums[row / 2];
             s[0][2 * (row % 2)] = v[0], s[0][2 * (row % 2) + 1] = v[1];
             s[1][2 * (row % 2)] = v[2], s[1][2 * (row % 2) + 1] = v[3];
           }
+          if ((b + 1) * kNetBlock < layer.n_out) load_base(b + 1);
         } else {
           float v[4];
           load_four(net.biases + layer.biases + b * kNetBlock + 4 * t, v);
@@ -254,18 +349,7 @@ __global__ void __launch_bounds__(kNetThreads)
             sums[tile][1][0] = sums[tile][1][2] = v[2], sums[tile][1][1] = sums[tile][1][3] = v[3];
           }
         }
-#pragma unroll
-        for (int k = 0; k < kBlocks; ++k) {
-          if (k * kNetBlock < layer.n_in) {
-            const uint4 w = __ldg(operands);
-            operands += 32;
-#pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) {
-              multiply_add(sums[tile][0], x[tile][k], w.x, w.y);
-              multiply_add(sums[tile][1], x[tile][k], w.z, w.w);
-            }
-          }
-        }
+        multiply_blocks<kTiles, kBlocks>(layer.n_in / kNetBlock, operands, x, sums);
         if (layer.takes_direction) {
           const uint4 w = __ldg(operands);
           operands += 32;
@@ -368,7 +452,7 @@ __global__ void __launch_bounds__(kNetThreads)
     }
     float v[4];
     if (net.input == NetInput::kMaps) {
-      const Taps taps = find_taps(net, image, gaussian);
+      const Taps taps = find_taps<float>(net, image, gaussian);
       const NetView view = net.views[image];
 #pragma unroll
       for (int map = 0; map < kMaps; ++map) {
@@ -394,8 +478,8 @@ __global__ void __launch_bounds__(kNetThreads)
           const float* b = layer.base >= 0
                                ? base + gaussians[kLaneRecords * lane + r] * net.base_stride + layer.base
                                : net.biases + layer.biases;
-          load_four(b + out, sums[r]);
-          load_four(b + out + 4, sums[r] + 4);
+          load_four_once(b + out, sums[r]);
+          load_four_once(b + out + 4, sums[r] + 4);
         }
         const float* row = weights + layer.weights + out;
         const auto add = [&](const float* column) {

@@ -20,20 +20,22 @@ struct MapTap {
 
 // The first pixel and its neighbour's share, of `size` pixels, at `at` in -1 .. 1 from outer edge to
 // outer edge. Border padding: beyond the outer pixels' centres their values go on. NaN is taken as 0.
-template <typename T>
-RAPFAST_HD void map_place(T at, int32_t size, int32_t* first, T* share) {
-  T place = ((at + T(1)) * T(size) - T(1)) / T(2);
-  place = place > T(0) ? place : T(0);
-  place = min_of(place, T(size - 1));
+template <typename A, typename T>
+RAPFAST_HD void map_place(A at, int32_t size, int32_t* first, T* share) {
+  A place = ((at + A(1)) * A(size) - A(1)) / A(2);
+  place = place > A(0) ? place : A(0);
+  place = min_of(place, A(size - 1));
   // At the far border the last pixel is the second one with share 1, so that there is always a second.
   const int32_t whole = int32_t(place);
   const int32_t last = size < 2 ? 0 : size - 2;
   *first = whole < last ? whole : last;
-  *share = place - T(*first);
+  *share = T(place - A(*first));
 }
 
-template <typename T>
-RAPFAST_HD MapTap<T> map_tap(T x, T y, int32_t width, int32_t height) {
+// A is the type to compute in. A place in pixels of a map has lost the last bits of float by then, and
+// what it reads changes from pixel to pixel.
+template <typename T, typename A>
+RAPFAST_HD MapTap<T> map_tap(A x, A y, int32_t width, int32_t height) {
   MapTap<T> tap;
   map_place(x, width, &tap.x, &tap.fx);
   map_place(y, height, &tap.y, &tap.fy);
@@ -42,23 +44,26 @@ RAPFAST_HD MapTap<T> map_tap(T x, T y, int32_t width, int32_t height) {
 
 // Where a Gaussian falls on the projected map, -1 .. 1 both ways, and whether it does. With
 // (u, v, z) = K (R X + t) it falls at u / (z + 0.01), v / (z + 0.01) of its own window.
-template <typename T>
+template <typename A, typename T>
 RAPFAST_HD bool projected_place(const T* viewmat,  // [4, 4] world to camera
                                 const T* K,        // [3, 3] pixels, used whole
                                 const T* mean,     // [3]
                                 const T* window,   // [2] height, width
-                                T* x, T* y) {
-  T c[3], p[3];
+                                A* x, A* y) {
+  A c[3], p[3];
   for (int i = 0; i < 3; ++i) {
     const T* row = viewmat + 4 * i;
-    c[i] = row[0] * mean[0] + row[1] * mean[1] + row[2] * mean[2] + row[3];
+    c[i] = A(row[0]) * A(mean[0]) + A(row[1]) * A(mean[1]) + A(row[2]) * A(mean[2]) + A(row[3]);
   }
-  for (int i = 0; i < 3; ++i) p[i] = K[3 * i] * c[0] + K[3 * i + 1] * c[1] + K[3 * i + 2] * c[2];
-  const T u = p[0] / (p[2] + T(1e-2)), v = p[1] / (p[2] + T(1e-2));
+  for (int i = 0; i < 3; ++i) {
+    p[i] = A(K[3 * i]) * c[0] + A(K[3 * i + 1]) * c[1] + A(K[3 * i + 2]) * c[2];
+  }
+  const A u = p[0] / (p[2] + A(1e-2)), v = p[1] / (p[2] + A(1e-2));
+  const A width = A(window[1]), height = A(window[0]);
   // NaN fails every comparison.
-  const bool valid = u > T(0) && u < window[1] && v > T(0) && v < window[0] && p[2] > T(0);
-  *x = valid ? u / (window[1] / T(2)) - T(1) : T(0);
-  *y = valid ? v / (window[0] / T(2)) - T(1) : T(0);
+  const bool valid = u > A(0) && u < width && v > A(0) && v < height && p[2] > A(0);
+  *x = valid ? u / (width / A(2)) - A(1) : A(0);
+  *y = valid ? v / (height / A(2)) - A(1) : A(0);
   return valid;
 }
 
