@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rapfast import _check as check
 from rapfast.appearance.color_net import ColorNet, ReluNet
 from rapfast.appearance.features import positional_encoding
 from rapfast.ops.color_net import BLOCK, MAX_LAYERS, MAX_WIDTH, Layer, Network
+from rapfast.rasterization import require_cuda
 
 PRECISIONS = ("fp16", "fp32")
 
@@ -278,6 +280,20 @@ class PreparedNetworks:
 def _identity(tensor: Tensor) -> tuple:
     version = -1 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+def half_precision(precision: str | None, means: Tensor) -> bool:
+    """Whether a call of this precision, by the "rapfast" backend on the device of means, runs on fp16 operands."""
+    on_gpu = means.device.type == "cuda"
+    if on_gpu:
+        require_cuda(means)
+    if precision is None:
+        return on_gpu
+    if check.choice("precision", precision, PRECISIONS) == "fp16" and not on_gpu:
+        raise NotImplementedError(f'precision must be "fp32" or None on {means.device}, got "fp16": that is for a GPU')
+    if precision == "fp32" and means.dtype == torch.float64:
+        raise ValueError('precision must be None for a float64 scene, got "fp32"')
+    return precision == "fp16"
 
 
 def map_pixels(feature_maps: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -17,13 +17,21 @@ from rapfast.appearance import rap_files as files
 from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.feature_map_net import MAP_CHANNELS, FeatureMapNet
 from rapfast.appearance.features import check_like_rap, map_coordinates, sample_features, view_directions
-from rapfast.appearance.fused import PRECISIONS, Prepared, PreparedNetworks, map_pixels
-from rapfast.appearance.view_inputs import check_map, check_map_ids, check_maps, check_weights
+from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision, map_pixels
+from rapfast.appearance.view_inputs import (
+    check_map,
+    check_map_ids,
+    check_maps,
+    check_weights,
+    refuse_gradients,
+    refuse_precision,
+    weights_like,
+)
 from rapfast.io.files import PathLike
 from rapfast.io.ply import load_ply
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
-from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_network, require_cuda
+from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_network
 from rapfast.scene import SH_DEGREE_OF_COUNT, Scene
 
 REFUSED = ("use_decode_with_pos", "use_okmap")
@@ -135,10 +143,10 @@ class RapScene:
         if check.flag("rap_compatible", rap_compatible):
             check_like_rap(map_coordinates(self.scene.means, self.box_coord[:, 2], viewmat, K)[1])
         if backend != "rapfast":
-            self._refuse_precision(precision, backend)
-            return self._decode(viewmat, K, feature_map, _like(view_weight, [weight], self.scene.means)[0])
+            refuse_precision(precision, backend)
+            return self._decode(viewmat, K, feature_map, weights_like(view_weight, [weight], self.scene.means)[0])
         self._refuse_gradients(viewmat=viewmat, K=K, feature_map=feature_map, view_weight=view_weight)
-        half = self._half(precision)
+        half = half_precision(precision, self.scene.means)
         network = self._prepared("decode", "raw", half).network
         views = (viewmat.detach()[None, None].contiguous(), K.detach()[None, None].contiguous())
         given = self._network_input([feature_map], [0], [weight], half)
@@ -154,7 +162,7 @@ class RapScene:
             what it took: memory in bytes (352 a Gaussian in fp16, with RAP's widths), seconds, and the
             multiply-adds left for each (view, Gaussian) pair. It is kept until the scene or its network changes.
         """
-        return self._prepared("all", "sh" if self.puts_out_sh else "color", self._half(precision))
+        return self._prepared("all", "sh" if self.puts_out_sh else "color", half_precision(precision, self.scene.means))
 
     def render(
         self,
@@ -254,7 +262,7 @@ class RapScene:
                 viewmats=viewmats, Ks=Ks, backgrounds=backgrounds, decoded=decoded, feature_maps=maps,
                 view_weights=view_weights,
             )  # fmt: skip
-            half = self._half(precision)
+            half = half_precision(precision, self.scene.means)
             if decoded is None:
                 network = self._prepared("all", "sh" if self.puts_out_sh else "color", half).network
                 given = self._network_input(maps, ids, weights, half)
@@ -271,12 +279,12 @@ class RapScene:
                 )
             return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, network, given, **options)
 
-        self._refuse_precision(precision, backend)
+        refuse_precision(precision, backend)
         if render_mode in ("D", "ED"):
             colors = scene.means.new_zeros((n, 3))
         else:
             if decoded is None:
-                weights = _like(view_weights, weights, scene.means)
+                weights = weights_like(view_weights, weights, scene.means)
                 features = [self._decode(viewmats[i], Ks[i], maps[ids[i]], weights[i]) for i in range(c)]
             else:
                 features = decoded.expand(c, n, decoded.shape[-1])
@@ -285,28 +293,6 @@ class RapScene:
         return rasterization(
             *geometry, colors, viewmats, Ks, width, height, backgrounds=backgrounds, backend=backend, **options
         )
-
-    def _half(self, precision: str | None) -> bool:
-        """Whether a call of this precision, by the "rapfast" backend, runs on fp16 operands."""
-        on_gpu = self.scene.device.type == "cuda"
-        if on_gpu:
-            require_cuda(self.scene.means)
-        if precision is None:
-            return on_gpu
-        if check.choice("precision", precision, PRECISIONS) == "fp16" and not on_gpu:
-            raise NotImplementedError(
-                f'precision must be "fp32" or None on {self.scene.device}, got "fp16": that is for a GPU'
-            )
-        if precision == "fp32" and self.scene.dtype == torch.float64:
-            raise ValueError('precision must be None for a float64 scene, got "fp32"')
-        return precision == "fp16"
-
-    @staticmethod
-    def _refuse_precision(precision: str | None, backend: str) -> None:
-        if precision is not None:
-            raise NotImplementedError(
-                f'precision={precision!r} is not supported by backend="{backend}", whose network has the scene\'s dtype'
-            )
 
     def _prepared(self, part: str, output: str, half: bool) -> Prepared:
         sh_degree = SH_DEGREE_OF_COUNT[self.color_net.decoder.widths[-1] // 3] if output == "sh" else 0
@@ -344,23 +330,13 @@ class RapScene:
         # The clamp must not hide an infinity, which the renderer counts.
         return torch.where(colors.isfinite(), (colors + 0.5).clamp(min=0), colors)
 
-    def _refuse_gradients(self, **arguments: Tensor | list[Tensor] | None) -> None:
-        if not torch.is_grad_enabled():
-            return
+    def _refuse_gradients(self, **arguments: Any) -> None:
         scene = self.scene
-        own = {"means": scene.means, "quats": scene.quats, "scales": scene.scales, "opacities": scene.opacities}
-        own |= {
-            "intrinsic": scene.intrinsic,
-            "box_coord": self.box_coord,
-            "color_net": list(self.color_net.parameters()),
-        }
-        for name, value in (own | arguments).items():
-            for tensor in value if isinstance(value, list) else [value]:
-                if isinstance(tensor, Tensor) and tensor.requires_grad:
-                    raise NotImplementedError(
-                        f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for "
-                        'the image alone, or use backend="gsplat" (on a GPU) or backend="reference" for gradients'
-                    )
+        refuse_gradients(
+            means=scene.means, quats=scene.quats, scales=scene.scales, opacities=scene.opacities,
+            intrinsic=scene.intrinsic, box_coord=self.box_coord, color_net=list(self.color_net.parameters()),
+            **arguments,
+        )  # fmt: skip
 
     def save(self, model_path: PathLike, iteration: int | None = None) -> None:
         """Write the scene as RAP does, so that RAP and `load_rap` read it back.
@@ -424,6 +400,35 @@ def load_rap(model_path: PathLike, iteration: int | None = None) -> RapScene:
         raise ValueError(f"{folder}: {error}") from None
 
 
+@torch.no_grad()
+def stage_times(
+    scene: RapScene,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    *,
+    feature_maps: Tensor | Sequence[Tensor],
+    map_ids: Tensor | Sequence[int] | None = None,
+    view_weights: Tensor | Sequence[float] | float | None = None,
+    precision: str | None = None,
+    repeats: int = 9,
+) -> dict[str, float]:
+    """Milliseconds that each stage of one `RapScene.render` takes on the GPU, the median of `repeats` calls.
+
+    Arguments as in `RapScene.render`. See `rapfast.ops.stage_times`; the network's preparation is not in them.
+    """
+    half = half_precision(precision, scene.scene.means)
+    maps = check_maps(feature_maps, scene.scene)
+    ids = check_map_ids(map_ids, len(maps), len(viewmats))
+    weights = check_weights(view_weights, len(viewmats), scene.scene.means)
+    return ops.stage_times(
+        scene.scene.means, scene.scene.quats, scene.scene.scales, scene.scene.opacities, None, viewmats, Ks, width,
+        height, antialiased=bool(scene.config.get("antialiasing", True)), network=scene.prepare(precision).network,
+        network_input=scene._network_input(maps, ids, weights, half), repeats=repeats,
+    )  # fmt: skip
+
+
 def _check_config(config: Mapping[str, Any]) -> float:
     """coord_scale, once the settings are known to be those that rapfast renders."""
     for name in REFUSED:
@@ -435,11 +440,6 @@ def _check_config(config: Mapping[str, Any]) -> float:
     if coord_scale == 0 or not math.isfinite(coord_scale):
         raise ValueError(f"coord_scale in cfg_args must be finite and not 0, got {coord_scale}")
     return coord_scale
-
-
-def _like(given: Any, weights: list[float], like: Tensor) -> Tensor:
-    """The weights as a tensor; the given one where it is one, for its gradient."""
-    return given.to(like) if isinstance(given, Tensor) else like.new_tensor(weights)
 
 
 def _unused(state: Mapping[str, Any], net: torch.nn.Module) -> dict[str, Any]:

@@ -79,3 +79,29 @@ def check_weights(weights: Any, c: int, like: Tensor) -> list[float]:
     if not all(map(math.isfinite, values)):
         raise ValueError(f"view_weights must be finite, got {values}")
     return values
+
+
+def weights_like(given: Any, weights: list[float], like: Tensor) -> Tensor:
+    """The weights as a tensor; the given one where it is one, for its gradient."""
+    return given.to(like) if isinstance(given, Tensor) else like.new_tensor(weights)
+
+
+def refuse_gradients(**arguments: Any) -> None:
+    """Raise NotImplementedError for the first argument, or entry of one, that wants a gradient."""
+    if not torch.is_grad_enabled():
+        return
+    for name, value in arguments.items():
+        for tensor in value if isinstance(value, list) else [value]:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                raise NotImplementedError(
+                    f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for "
+                    'the image alone, or use backend="gsplat" (on a GPU) or backend="reference" for gradients'
+                )
+
+
+def refuse_precision(precision: str | None, backend: str) -> None:
+    """Raise NotImplementedError for a precision asked of a backend that has but one."""
+    if precision is not None:
+        raise NotImplementedError(
+            f'precision={precision!r} is not supported by backend="{backend}", whose network has the scene\'s dtype'
+        )
