@@ -5,6 +5,7 @@
 #if RAPFAST_WITH_CUDA
 #include "cuda/check.cuh"
 #include "cuda/scratch.h"
+#include "feature_norm.h"
 #include "render.h"
 #include "stage_arguments.h"
 #endif
@@ -215,6 +216,87 @@ void composite(const py::kwargs& kwargs) {
   composite_cuda(p, place.stream);
 }
 
+// What the feature-map network does between its convolutions.
+
+void map_stats(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  MapStatsParams p;
+  p.n_images = a.get<int64_t>("n_images");
+  p.n_pixels = a.get<int64_t>("n_pixels");
+  p.channels = a.get<int32_t>("channels");
+  p.eps = a.get<float>("eps");
+  p.x = a.pointer<const void>("x");
+  p.weight = a.pointer<const float>("weight");
+  p.bias = a.pointer<const float>("bias");
+  p.copy = a.pointer<void>("copy");
+  p.copy_pitch = a.get<int64_t>("copy_pitch");
+  p.scratch = a.pointer<void>("scratch");
+  p.norm = a.pointer<float>("norm");
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  map_stats_cuda(p, place.stream);
+}
+
+void map_norm(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  MapNormParams p;
+  p.n_images = a.get<int64_t>("n_images");
+  p.n_pixels = a.get<int64_t>("n_pixels");
+  p.channels = a.get<int32_t>("channels");
+  p.x = a.pointer<const void>("x");
+  p.norm = a.pointer<const float>("norm");
+  p.residual = a.pointer<const void>("residual");
+  p.residual_norm = a.pointer<const float>("residual_norm");
+  p.y = a.pointer<void>("y");
+  p.copy = a.pointer<void>("copy");
+  p.copy_pitch = a.get<int64_t>("copy_pitch");
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  map_norm_cuda(p, place.stream);
+}
+
+void map_pool(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  MapPoolParams p;
+  p.n_images = a.get<int64_t>("n_images");
+  p.height = a.get<int32_t>("height");
+  p.width = a.get<int32_t>("width");
+  p.channels = a.get<int32_t>("channels");
+  p.x = a.pointer<const void>("x");
+  p.norm = a.pointer<const float>("norm");
+  p.y = a.pointer<void>("y");
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  map_pool_cuda(p, place.stream);
+}
+
+void map_unfold(const py::kwargs& kwargs) {
+  Arguments a(kwargs);
+  MapUnfoldParams p;
+  p.n_images = a.get<int64_t>("n_images");
+  p.factor = a.get<int32_t>("factor");
+  p.in_height = a.get<int32_t>("in_height");
+  p.in_width = a.get<int32_t>("in_width");
+  p.height = a.get<int32_t>("height");
+  p.width = a.get<int32_t>("width");
+  p.channels = a.get<int32_t>("channels");
+  p.x = a.pointer<const void>("x");
+  p.bias = a.pointer<const float>("bias");
+  p.y = a.pointer<void>("y");
+  p.pitch = a.get<int64_t>("pitch");
+  const Place place = read_place(a);
+  a.finish();
+  py::gil_scoped_release release;
+  const DeviceGuard guard(place.device);
+  map_unfold_cuda(p, place.stream);
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
@@ -231,6 +313,11 @@ void bind_cuda(py::module_& m) {
   m.def("bin_cuda", &bin);
   m.def("blend_cuda", &blend);
   m.def("composite_cuda", &composite);
+  m.attr("map_stats_scratch") = kMapStatsScratch;
+  m.def("map_stats_cuda", &map_stats);
+  m.def("map_norm_cuda", &map_norm);
+  m.def("map_pool_cuda", &map_pool);
+  m.def("map_unfold_cuda", &map_unfold);
 }
 
 #else
