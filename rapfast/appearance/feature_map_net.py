@@ -11,8 +11,7 @@ the names follow RAP (Li et al., ICCV 2025); docs/appearance.md has them.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rapfast import _check as check
+from rapfast._native import _C as native
+from rapfast.appearance.feature_map_cuda import LONGEST_SIDE, deterministic_cudnn, make_maps
 from rapfast.appearance.state_dict import check_shapes, check_state, without_compile_prefix
 
 MAP_CHANNELS = 48
@@ -162,29 +163,72 @@ class FeatureMapNet(nn.Module):
             x = self.decoder[step + 1](torch.cat([x, skip], dim=1))
         return self.final_conv(x)
 
-    def feature_maps(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    def feature_maps(self, images: Tensor | Sequence[Tensor], *, precision: str | None = None) -> Tensor | list[Tensor]:
         """The feature maps of reference images, made in one canonical way.
 
-        The network runs on one image at a time, by deterministic algorithms: bit by bit, an image's maps do not
-        depend on the images beside it. A fixed batch, filled up, would not do: cuDNN's TF32 and half-precision
+        Bit by bit, an image's maps do not depend on the images beside it: every image goes through the network alone,
+        by deterministic algorithms. A fixed batch, filled up, would not do: cuDNN's TF32 and half-precision
         convolutions give an image other last bits in another place of the same batch. `forward` takes batches.
+
+        On a GPU up to 8 images run side by side in a CUDA graph, which is made when a size has come up a few times and
+        kept for the 4 latest sizes. Weights may change in between, but not through `parameter.data`, which nobody
+        can see. Where a gradient is asked for, the module runs on each image as it stands.
 
         Args:
             images: [R, 3, H, W] floating point in 0..1, on the network's device; one side at least 33 pixels. Or a
                 sequence of [3, H, W], which may differ in size.
+            precision: "fp16" is float16 maps and convolutions with float32 sums and statistics, on a GPU only, at
+                most 6400 pixels a side. "fp32" is the float32 module itself; whether its convolutions use TF32, as
+                RAP's do, is for `torch.backends` to say. None is "fp16" for a float32 or float16 network on a GPU
+                that is asked for no gradient, and else the network's own dtype.
 
         Returns:
-            [R, 48, ceil(H/2), ceil(W/2)] in the parameters' dtype; for a sequence, a list of [48, h, w].
+            [R, 48, ceil(H/2), ceil(W/2)]; for a sequence, a list of [48, h, w]. On a GPU channels last.
 
         Raises:
             TypeError, ValueError: naming what was expected and what came.
+            NotImplementedError: "fp16" on a CPU, in a build without CUDA, or where a gradient is asked for.
         """
-        if isinstance(images, Tensor):
-            images = self._checked("images", images, 4)
-            height, width = (-(-side // 2) for side in images.shape[-2:])
-            none = images.new_empty((0, MAP_CHANNELS, height, width))
-            return torch.stack(self._one_by_one(images.unbind())) if len(images) else none
-        return self._one_by_one([self._checked(f"images[{i}]", image, 3) for i, image in enumerate(images)])
+        batched = isinstance(images, Tensor)
+        checked = [self._checked("images", images, 4)] if batched else [
+            self._checked(f"images[{i}]", image, 3)[None] for i, image in enumerate(images)
+        ]  # fmt: skip
+        half = self._in_half(precision, checked)
+        made = self._by_size(checked, half)
+        return made[0] if batched else [one[0] for one in made]
+
+    def _in_half(self, precision: str | None, images: Sequence[Tensor]) -> bool:
+        """Whether `precision` means float16 kernels here; raises where it cannot be had."""
+        weight = self.final_conv.weight
+        check.choice("precision", precision, ("fp16", "fp32", None))
+        if precision == "fp32":
+            if weight.dtype != torch.float32:
+                raise ValueError(f'precision="fp32" takes a float32 network, got {check.describe(weight)}')
+            return False
+        wants_gradient = self._wants_gradient(images)
+        if precision is None and not (
+            weight.is_cuda and weight.dtype in (torch.float32, torch.float16) and not wants_gradient
+        ):
+            return False
+        if not weight.is_cuda:
+            raise NotImplementedError(f'precision="fp16" runs on a GPU, the network is on {weight.device}: use "fp32"')
+        if wants_gradient:
+            raise NotImplementedError('precision="fp16" has no backward: use "fp32", or torch.no_grad()')
+        if not hasattr(native, "map_stats_cuda"):
+            raise NotImplementedError(
+                'precision="fp16" needs a rapfast built with CUDA: install it where nvcc is found '
+                '(RAPFAST_CUDA=1 pip install -e .), or use "fp32"'
+            )
+        longest = max((max(image.shape[-2:]) for image in images), default=0)
+        if longest > LONGEST_SIDE:
+            raise ValueError(
+                f'precision="fp16" takes images of at most {LONGEST_SIDE} pixels a side, got {longest}: use "fp32"'
+            )
+        return True
+
+    def _wants_gradient(self, images: Sequence[Tensor]) -> bool:
+        tensors = (*images, *self.parameters())
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
     def _checked(self, name: str, image: Any, dims: int) -> Tensor:
         weight = self.final_conv.weight
@@ -197,23 +241,28 @@ class FeatureMapNet(nn.Module):
             )
         if image.device != weight.device:
             raise ValueError(f"{name} must be on {weight.device} (as the network), got {check.describe(image)}")
-        return image.to(weight.dtype)
+        return image
 
-    def _one_by_one(self, images: Sequence[Tensor]) -> list[Tensor]:
-        with _deterministic_cudnn():
-            return [self(image[None])[0] for image in images]
+    def _by_size(self, batches: Sequence[Tensor], half: bool) -> list[Tensor]:
+        """Maps of batches [n, 3, H, W], those of a size together."""
+        places: dict[torch.Size, list[int]] = {}
+        for i, batch in enumerate(batches):
+            places.setdefault(batch.shape[1:], []).append(i)
+        made: dict[int, Tensor] = {}
+        for those in places.values():
+            maps = self._one_size(torch.cat([batches[i] for i in those]) if len(those) > 1 else batches[those[0]], half)
+            made.update(zip(those, maps.split([len(batches[i]) for i in those]), strict=True))
+        return [made[i] for i in range(len(batches))]
 
-
-@contextlib.contextmanager
-def _deterministic_cudnn() -> Iterator[None]:
-    """No choice of algorithm by trial. (`torch.backends.cudnn.flags` would also touch TF32, the caller's choice.)"""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
+    def _one_size(self, images: Tensor, half: bool) -> Tensor:
+        weight = self.final_conv.weight
+        if len(images) == 0:
+            height, width = (-(-side // 2) for side in images.shape[-2:])
+            return weight.new_empty((0, MAP_CHANNELS, height, width), dtype=torch.float16 if half else weight.dtype)
+        if weight.is_cuda and not self._wants_gradient([images]):
+            return make_maps(self, images, half=half)
+        with deterministic_cudnn():
+            return torch.cat([self(image) for image in images.to(weight.dtype).split(1)])
 
 
 def _layer(channels_in: int, channels: int, stride: int) -> nn.Sequential:
