@@ -277,6 +277,11 @@ def test_changes_of_the_model_are_seen_and_nothing_is_rebuilt_without_one(model)
         model.color_net.decoder.lin0.bias.add_(1.0)
     changed("color_net")
     assert float(scene.color_net.decoder.lin0.bias[0] - STATE["decoder.lin0.bias"][0]) == pytest.approx(1.0)
+    with torch.no_grad():  # changed in place and then moved: the memory that was read holds the new values, too
+        model.color_net.decoder.lin0.bias.add_(1.0)
+    model.color_net.decoder.lin0.bias = nn.Parameter(model.color_net.decoder.lin0.bias.detach().clone())
+    changed("color_net")
+    assert float(scene.color_net.decoder.lin0.bias[0] - STATE["decoder.lin0.bias"][0]) == pytest.approx(2.0)
     model.color_net = ColorNet()
     changed("color_net")
     model.map_generator = FeatureMapNet()
@@ -312,6 +317,7 @@ def test_installing_twice_and_taking_it_back(model_class, map_net):
     own = model_class.__dict__["render"]
     assert install(model_class) is model_class
     install(model_class, with_depth=True)
+    assert model_class.render._rapfast_original is own
     model = model_class(map_net)
     with torch.no_grad():
         assert model.render(CAMERAS[0], PIPE, BLACK)["depth"].shape == (1, HEIGHT, WIDTH)

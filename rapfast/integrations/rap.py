@@ -341,14 +341,13 @@ class _Source:
     def is_still(self, other: _Source) -> bool:
         """Whether `other`, read later, holds the values that this one held."""
         mine, theirs = self.tensor, other.tensor
+        # First: values that changed in place since are not those that were copied, whatever they are compared with.
         if self.version is None or mine._version != self.version:
             return False
-        layout = (mine.shape, mine.dtype, mine.device)
-        if layout != (theirs.shape, theirs.dtype, theirs.device):
+        if (mine.shape, mine.dtype, mine.device) != (theirs.shape, theirs.dtype, theirs.device):
             return False
-        if mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride():
-            return other.version == self.version
-        return torch.equal(mine, theirs)
+        same_memory = mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride()
+        return same_memory or torch.equal(mine, theirs)
 
 
 @dataclass
@@ -369,7 +368,6 @@ _CACHE_KEEPERS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary(
 """Who stored a model's decoded features last: "rapfast" or "original"."""
 
 
-@torch.inference_mode(False)
 @torch.no_grad()
 def _adapted(model: Any, names: Mapping[str, str | tuple[str, ...]], config: Mapping[str, Any]) -> _Adapted:
     settings = _config(model, config)
