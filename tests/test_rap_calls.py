@@ -213,6 +213,28 @@ def test_each_image_is_run_through_the_network_once(rap):
     assert seen == [2, 2, 2]
 
 
+def test_full_precision_is_that_of_the_feature_maps_too(rap):
+    asked = []
+
+    class Watched(FeatureMapNet):
+        def feature_maps(self, images, *, precision=None):
+            asked.append(precision)
+            return super().feature_maps(images, precision=precision)
+
+    net = Watched()
+    net.load_state_dict(rap.feature_map_net.state_dict())
+    scene = RapScene(rap.scene, rap.box_coord, net.requires_grad_(False), rap.color_net).to(torch.float32)
+    images = [torch.rand(3, 33, 36)]
+    default = render_batch(scene, CAMERAS, PIPE, BACKGROUND, images=images)
+    strict = render_batch(scene, CAMERAS, PIPE, BACKGROUND, images=images, precision="fp32")
+    assert asked == [None, "fp32"]
+    assert_same(strict[1]["render"], default[1]["render"])  # on the CPU they are the same
+    one = render(scene, CAMERAS[1], PIPE, BACKGROUND, image=images[0], precision="fp32")
+    assert_same(one["render"], strict[1]["render"])
+    with pytest.raises(NotImplementedError, match='precision must be "fp32" or None on cpu, got "fp16"'):
+        render_batch(scene, CAMERAS, PIPE, BACKGROUND, images=images, precision="fp16")
+
+
 def test_an_image_met_twice_in_other_memory_is_another_image(rap):
     """Views of one tensor that begin at the same place but differ in shape must not be taken for one another."""
     strip = torch.rand(3, 33, 72)

@@ -94,9 +94,9 @@ def bake(
     view = read_camera(camera, like, viewmat_layout)
     weights = _weights(weight, [view], scene)
     images, maps = None if image is None else [image], None if feature_map is None else [feature_map]
-    maps, _ = _references(scene, [view], images, maps, None)
     # In full precision: this is done once. On the CPU that is the default.
     precision = "fp32" if like.device.type == "cuda" else None
+    maps, _ = _references(scene, [view], images, maps, None, precision)
     decoded = scene.decode(view.viewmat, view.K, maps[0], weights[0], **_given(precision=precision))
     if own_degree is not None:
         sh, report = decoded.unflatten(-1, (-1, 3)).contiguous(), BakeReport(0.0, 0.0, 0.0, 0.0)

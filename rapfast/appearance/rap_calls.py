@@ -74,8 +74,9 @@ def render_batch(
             view is rendered.
         viewmat_layout: "transposed", "plain" or None, see `read_cameras`. None reads matrices on a GPU back.
         ignored_pipe_settings: names that pipe may have as True because they do not change the picture.
-        precision, backend: as in `RapScene.render`. "gsplat" and "reference" are slow and differentiable;
-            `viewspace_points` is then a slice, into which no gradient flows.
+        precision: as in `RapScene.render`; with "fp32" a float32 feature-map network makes its maps in float32, too.
+        backend: as in `RapScene.render`. "gsplat" and "reference" are slow and differentiable; `viewspace_points` is
+            then a slice, into which no gradient flows.
 
     Returns:
         C dictionaries in the order of the cameras, see the top of this file.
@@ -92,7 +93,7 @@ def render_batch(
     check.flag("with_depth", with_depth)
     if not views:
         return []
-    maps, ids = _references(scene, views, images, feature_maps, map_ids)
+    maps, ids = _references(scene, views, images, feature_maps, map_ids, precision)
     return _draw(
         scene, views, maps, ids, weights, backgrounds, with_depth,
         rap_compatible=rap_compatible, backend=backend, **_given(precision=precision),
@@ -180,8 +181,8 @@ def render(
     decoded = _cached(scene) if use_cache else None
     if override_colors is None and not use_cache:
         weights = _weights(view_weight, [view], scene)
-        images = None if image is None else [image]
-        maps, ids = _references(scene, [view], images, None if feature_map is None else [feature_map], None)
+        images, given_maps = (None if one is None else [one] for one in (image, feature_map))
+        maps, ids = _references(scene, [view], images, given_maps, None, precision)
         if not (redrawn or store_cache):
             return _draw(
                 scene, [view], maps, ids, weights, backgrounds, with_depth,
@@ -297,6 +298,7 @@ def _references(
     images: Tensor | Sequence[Tensor] | None,
     feature_maps: Tensor | Sequence[Tensor] | None,
     map_ids: Tensor | Sequence[int] | None,
+    precision: str | None,
 ) -> tuple[list[Tensor], list[int]]:
     """Feature maps [48, h, w], and which of them each view takes. The network runs once on each image that is met."""
     if feature_maps is not None:
@@ -323,6 +325,9 @@ def _references(
             distinct[key] = len(pictures)
             pictures.append(image.to(scene.scene.device))
         ids.append(distinct[key])
+    net = scene.feature_map_net
+    if precision == "fp32" and net.final_conv.weight.dtype == torch.float32:
+        return net.feature_maps(pictures, precision="fp32"), ids
     return scene.feature_maps(pictures), ids
 
 
