@@ -429,3 +429,26 @@ def test_the_adapted_scene_is_the_models(model):
         assert_same(
             model.render(CAMERAS[0], PIPE, BLACK)["render"], rap_calls.render(scene, CAMERAS[0], PIPE, BLACK)["render"]
         )
+
+
+@pytest.mark.cuda
+def test_a_model_on_the_gpu(model, map_net):
+    with torch.no_grad():
+        want = model.render_batch(CAMERAS, PIPE, BLACK, view_weights=WEIGHTS)
+    for name, value in list(vars(model).items()):
+        if isinstance(value, Tensor):
+            setattr(model, name, nn.Parameter(value.detach().cuda()))
+    model.map_generator = FeatureMapNet().cuda()
+    model.map_generator.load_state_dict(map_net.state_dict())
+    model.color_net = ColorNet().cuda()
+    model.color_net.load_state_dict(STATE)
+    state = torch.cuda.get_rng_state()
+    with torch.no_grad():
+        got = model.render_batch(CAMERAS, PIPE, BLACK.cuda(), view_weights=WEIGHTS)  # matrices and images on the CPU
+        for view, weight in enumerate(WEIGHTS):
+            assert float((got[view]["render"].cpu() - want[view]["render"]).abs().mean()) < 1e-2
+            model.colornet_inter_weight = weight
+            assert_same(model.render(CAMERAS[view], PIPE, BLACK)["render"], got[view]["render"])
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert next(adapt(model).feature_map_net.parameters()).device.type == "cuda"
+    assert model.calls == []
