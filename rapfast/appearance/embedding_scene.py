@@ -115,7 +115,7 @@ class EmbeddingScene:
         if backend == "rapfast":
             refuse_gradients(
                 means=scene.means, quats=scene.quats, scales=scene.scales, opacities=scene.opacities,
-                intrinsic=scene.intrinsic, color_net=list(self.color_net.parameters()), viewmats=viewmats, Ks=Ks,
+                intrinsic=scene.intrinsic, color_net=self.color_net.tensors(), viewmats=viewmats, Ks=Ks,
                 backgrounds=backgrounds, embeddings=embeddings, view_weights=view_weights,
             )  # fmt: skip
             given = ops.NetworkInput(

@@ -7,6 +7,7 @@ row of the `base`, computed once per scene. All of this is done in float64 and r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from rapfast import _check as check
 from rapfast.appearance.color_net import ColorNet, ReluNet
 from rapfast.appearance.features import positional_encoding
+from rapfast.ops._library import aligned
 from rapfast.ops.color_net import BLOCK, MAX_LAYERS, MAX_WIDTH, Layer, Network
 from rapfast.rasterization import require_cuda
 
@@ -265,7 +267,7 @@ class PreparedNetworks:
 
     def get(self, net: ColorNet, means: Tensor, intrinsic: Tensor, **form: object) -> Prepared:
         """`prepare` of the arguments, kept."""
-        sources = [means, intrinsic, *net.parameters()]
+        sources = [means, intrinsic, *net.tensors()]
         state = tuple(_identity(tensor) for tensor in sources)
         key = tuple(form.items())
         found = self._kept.get(key)
@@ -279,7 +281,7 @@ class PreparedNetworks:
 
 def _identity(tensor: Tensor) -> tuple:
     version = -1 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tuple(tensor.shape), tensor.dtype, tensor.device
+    return tensor.data_ptr(), version, tensor.shape, tensor.dtype, tensor.device
 
 
 def half_precision(precision: str | None, means: Tensor) -> bool:
@@ -296,7 +298,22 @@ def half_precision(precision: str | None, means: Tensor) -> bool:
     return precision == "fp16"
 
 
-def map_pixels(feature_maps: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """[C, h, w] maps as the kernels read them: [h, w, C] contiguous, of a dtype. Copies where it has to."""
-    pixels = [m.detach().permute(1, 2, 0).to(dtype).contiguous() for m in feature_maps]
-    return [m.clone() if m.data_ptr() % 16 else m for m in pixels]
+def map_pixels(
+    feature_maps: Tensor | Sequence[Tensor], ids: Sequence[int], dtype: torch.dtype
+) -> tuple[list[Tensor], list[int]]:
+    """The maps that are used, as the kernels read them: [h, w, C] contiguous, of a dtype; and each id's place among
+    them. Copies what does not lie so."""
+    used = sorted(set(ids))
+    if isinstance(feature_maps, Tensor) and len(used) == len(feature_maps):
+        pixels = list(_pixels(feature_maps, dtype).unbind())
+    else:
+        pixels = [_pixels(feature_maps[k], dtype) for k in used]
+    places = {k: i for i, k in enumerate(used)}
+    return pixels, [places[k] for k in ids]
+
+
+def _pixels(feature_maps: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., C, h, w] -> [..., h, w, C] at an address that 16-byte loads may use."""
+    if math.prod(feature_maps.shape[-3:]) >= 1 << 31:
+        raise ValueError(f"feature_maps must have fewer than 2^31 numbers each, got {list(feature_maps.shape)}")
+    return aligned(feature_maps.detach().movedim(-3, -1).to(dtype).contiguous())

@@ -302,13 +302,14 @@ class RapScene:
         )  # fmt: skip
 
     def _network_input(
-        self, maps: Sequence[Tensor], ids: Sequence[int], weights: Sequence[float], half: bool
+        self, maps: Tensor | Sequence[Tensor], ids: Sequence[int], weights: Sequence[float], half: bool
     ) -> ops.NetworkInput:
+        pixels, places = map_pixels(maps, ids, torch.float16 if half else self.scene.dtype)
         return ops.NetworkInput(
             "maps",
             torch.tensor(weights, dtype=torch.float64),
-            map_pixels(maps, torch.float16 if half else self.scene.dtype),
-            torch.tensor(ids, dtype=torch.int64),
+            pixels,
+            torch.tensor(places, dtype=torch.int64),
             self.box_coord.detach().contiguous(),
             self.coord_scale,
         )
@@ -334,7 +335,7 @@ class RapScene:
         scene = self.scene
         refuse_gradients(
             means=scene.means, quats=scene.quats, scales=scene.scales, opacities=scene.opacities,
-            intrinsic=scene.intrinsic, box_coord=self.box_coord, color_net=list(self.color_net.parameters()),
+            intrinsic=scene.intrinsic, box_coord=self.box_coord, color_net=self.color_net.tensors(),
             **arguments,
         )  # fmt: skip
 

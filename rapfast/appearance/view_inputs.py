@@ -14,32 +14,34 @@ from rapfast.appearance.feature_map_net import MAP_CHANNELS
 from rapfast.scene import Scene
 
 
-def check_maps(maps: Any, scene: Scene) -> list[Tensor]:
+def check_maps(maps: Any, scene: Scene) -> Tensor | Sequence[Tensor]:
+    """The maps of R images as they came: one tensor, or a sequence."""
     if isinstance(maps, Tensor):
-        if maps.dim() != 4 or not maps.is_floating_point():
+        good = maps.is_floating_point() and maps.dim() == 4 and maps.shape[1] == MAP_CHANNELS
+        if not good or 0 in maps.shape or maps.device != scene.device:
             raise ValueError(
-                f"feature_maps must be a floating-point tensor [R, {MAP_CHANNELS}, h, w], got {check.describe(maps)}"
+                f"feature_maps must be floating point [R, {MAP_CHANNELS}, h, w] on {scene.device} with no side 0, "
+                f"got {check.describe(maps)}"
             )
-        named = [("feature_maps", m) for m in maps] or [("feature_maps", maps.reshape(0))]
     elif isinstance(maps, Sequence) and not isinstance(maps, (str, bytes)) and maps:
-        named = [(f"feature_maps[{i}]", m) for i, m in enumerate(maps)]
+        for i, m in enumerate(maps):
+            check_map(f"feature_maps[{i}]", m, scene)
     else:
         raise TypeError(
             f"feature_maps must be a tensor [R, {MAP_CHANNELS}, h, w] or a sequence of [{MAP_CHANNELS}, h, w], "
             f"got {check.describe(maps)}"
         )
-    for name, m in named:
-        check_map(name, m, scene, shown=maps if name == "feature_maps" else m)
-    return [m for _, m in named]
+    return maps
 
 
-def check_map(name: str, m: Any, scene: Scene, shown: Any = None) -> None:
-    """One map, or one of a tensor of maps, which is then what is `shown`."""
-    shape = f"[R, {MAP_CHANNELS}, h, w]" if name == "feature_maps" else f"[{MAP_CHANNELS}, h, w]"
+def check_map(name: str, m: Any, scene: Scene) -> None:
+    """The map of one image."""
     good = isinstance(m, Tensor) and m.is_floating_point() and m.dim() == 3
     if not good or m.shape[0] != MAP_CHANNELS or 0 in m.shape or m.device != scene.device:
-        came = check.describe(m if shown is None else shown)
-        raise ValueError(f"{name} must be floating point {shape} on {scene.device} with no side 0, got {came}")
+        raise ValueError(
+            f"{name} must be floating point [{MAP_CHANNELS}, h, w] on {scene.device} with no side 0, "
+            f"got {check.describe(m)}"
+        )
 
 
 def check_map_ids(map_ids: Any, n_maps: int, c: int) -> list[int]:
