@@ -20,6 +20,7 @@ from bench.baselines import rap_loop
 from bench.baselines.rap_loop import IMAGENET_MEAN, IMAGENET_STD, Camera, Networks, RapLoop, ToNetworkInput
 from rapfast import PostProcess, Scene
 from rapfast.appearance import ColorNet, FeatureMapNet, RapScene
+from rapfast.appearance.fused import fused_layers
 
 
 class Case(NamedTuple):
@@ -261,23 +262,13 @@ class ColorWork(NamedTuple):
 def color_work(net: ColorNet, records: float, value_size: int = 2) -> ColorWork:
     """Work to colour a view of so many records, a record being a visible Gaussian.
 
-    Layers without ReLU between them are one. What depends on the Gaussian alone (position and intrinsic features, with
-    the biases) is read as the base row. Bytes: base row, 4 taps of 16 features in each of 3 maps, all of
-    ``value_size`` bytes a number; mean, box coordinates, the Gaussian's index and the colour written, 4 bytes a number;
-    the weights once.
+    The layers are the kernel's, without its padding: those with no ReLU between them are one, and what depends on the
+    Gaussian alone (position and intrinsic features, with the biases) is read as the base row. Bytes: base row and 4
+    taps of 16 features in each of 3 maps, ``value_size`` bytes a number; mean, box coordinates, the Gaussian's index
+    and the colour written, 4 bytes a number; the weights once.
     """
     layers = fused_layers(net)
-    macs = sum(n_in * n_out for n_in, n_out in layers)
-    base = net.encoder.widths[1] + net.decoder.widths[1]
+    macs = sum(layer.inputs.numel() + (layer.direction.numel() if layer.direction.any() else 0) for layer in layers)
+    base = sum(len(layer.constant) for layer in layers if layer.own.any())
     per_record = value_size * (base + 3 * 4 * 16) + 4 * (3 + 6 + 1 + 3)
     return ColorWork(records, records * per_record + value_size * macs, 2.0 * records * macs)
-
-
-def fused_layers(net: ColorNet) -> list[tuple[int, int]]:
-    """(inputs, outputs) of each layer that a view must compute, for a network with a colour head."""
-    encoder, decoder, head = net.encoder.widths, net.decoder.widths, net.color_decoder.widths
-    hidden = [net.n_appearance, *encoder[1:-1], *decoder[1:-1], *head[1:]]
-    layers = list(zip(hidden, hidden[1:], strict=False))
-    at = len(encoder) + len(decoder) - 4  # the layer that also takes the direction
-    layers[at] = (layers[at][0] + 3, layers[at][1])
-    return layers

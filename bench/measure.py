@@ -134,7 +134,8 @@ def peak_mib(call: Callable[[], Any], device: str) -> float | None:
     """Largest memory in use during one call above what was in use before it, MiB; outputs count, inputs do not.
 
     On CUDA what torch's allocator handed out; under Linux with glibc the process's resident set; elsewhere None. What a
-    backend keeps from an earlier call is in use before and is not counted: rapfast and gsplat keep nothing.
+    backend keeps from an earlier call is in use before and is not counted: rapfast's and gsplat's rasterizers keep
+    nothing; see `graph_mib` for the rest.
     """
     gc.collect()
     if device == "cuda":
@@ -153,6 +154,14 @@ def peak_mib(call: Callable[[], Any], device: str) -> float | None:
         return max(0.0, _resident("VmHWM") - before)
     except (OSError, AttributeError):
         return None
+
+
+def graph_mib(device: str) -> float:
+    """Memory that CUDA graphs work in, MiB: they took it when they were captured, and a call takes none."""
+    if device != "cuda":
+        return 0.0
+    segments = torch.cuda.memory_snapshot()
+    return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0)) / 2**20
 
 
 def _resident(field: str) -> float:

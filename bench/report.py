@@ -214,9 +214,10 @@ class Appearance(NamedTuple):
         return theirs / ours if theirs and ours else None
 
     def mib_per_view(self, backend: str) -> float | None:
-        """RAP's loop holds one view at a time, rapfast a batch."""
-        peak = self.by_backend.get(backend, {}).get("peak_mib")
-        return peak if peak is None or backend.startswith("rap-") else peak / self.batch
+        """RAP's loop holds one view at a time, rapfast a batch, and its graphs their memory."""
+        info = self.by_backend.get(backend, {})
+        peak = info.get("peak_mib")
+        return peak if peak is None or backend.startswith("rap-") else (peak + info.get("graph_mib", 0)) / self.batch
 
 
 def appearance_rows(run: Run) -> list[Appearance]:
@@ -271,6 +272,7 @@ def appearance_verdict(rows: list[Appearance]) -> str | None:
 def color_stage_table(rows: list[Appearance]) -> str | None:
     """The fused colour stage beside the time that its bytes and operations would take; None where it was not timed."""
     head = ["case", "batch", "records / view", "MB / view", "GFLOP / view", "floor, us / view", "measured", "times"]
+    head += ["kept, MiB", "made in, ms"]
     table = []
     for row in rows:
         info = row.by_backend.get("rapfast", {})
@@ -279,6 +281,7 @@ def color_stage_table(rows: list[Appearance]) -> str | None:
         work, ms = info["color_work"], info["stages"]["color"]
         cells = [_number(work["records"]), _number(work["bytes"] / 1e6), _number(work["operations"] / 1e9)]
         cells += [_number(1e3 * work["floor_ms"]), _number(1e3 * ms), _number(ms / work["floor_ms"])]
+        cells += [_number(info["prepared"][name]) for name in ("mib", "ms")]
         table.append([row.case, str(row.batch), *cells])
     return _table(head, table) if table else None
 
