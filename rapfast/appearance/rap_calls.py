@@ -202,7 +202,7 @@ def render(
             *camera_arguments, decoded=decoded, backgrounds=backgrounds, render_mode=mode, packed=False,
             backend=backend, **_given(precision=precision),
         )  # fmt: skip
-        return _dictionary(colors[0], meta, 0, with_depth)
+        return _dictionaries(colors, meta, with_depth)[0]
 
     # The colours of all N Gaussians, as RAP makes them, for a rasterizer call that is not the view's own.
     degree = None
@@ -222,7 +222,7 @@ def render(
         *camera_arguments, sh_degree=degree, backgrounds=backgrounds, render_mode=mode, packed=False, backend=backend,
         rasterize_mode="antialiased" if scene.config.get("antialiasing", True) else "classic",
     )  # fmt: skip
-    return _dictionary(colors[0], meta, 0, with_depth)
+    return _dictionaries(colors, meta, with_depth)[0]
 
 
 def _draw(
@@ -250,13 +250,13 @@ def _draw(
             feature_maps=[maps[k] for k in used],
             map_ids=[used.index(ids[i]) for i in members],
             view_weights=weights[members] if isinstance(weights, Tensor) else [weights[i] for i in members],
-            backgrounds=None if backgrounds is None else backgrounds[members],
+            backgrounds=backgrounds if backgrounds is None or len(groups) == 1 else backgrounds[members],
             render_mode="RGB+D" if with_depth else "RGB",
             packed=False,
             **options,
         )
-        for place, i in enumerate(members):
-            results[i] = _dictionary(colors[place], meta, place, with_depth)
+        for i, result in zip(members, _dictionaries(colors, meta, with_depth), strict=True):
+            results[i] = result
     return results
 
 
@@ -279,17 +279,23 @@ class _Seen:
         return self.radii > 0
 
 
-def _dictionary(colors: Tensor, meta: dict[str, Any], place: int, with_depth: bool) -> Meta:
-    """RAP's dictionary of one view from its picture [H, W, 3 or 4]."""
-    picture = colors.permute(2, 0, 1)
-    entries = {
-        "render": picture[:3],
-        "viewspace_points": _LAZY,
-        "visibility_filter": _LAZY,
-        "radii": _LAZY,
-        "depth": picture[3:] if with_depth else None,
-    }
-    return Meta(entries, _Seen(meta, place))
+def _dictionaries(colors: Tensor, meta: dict[str, Any], with_depth: bool) -> list[dict[str, Any]]:
+    """RAP's dictionary of each view from the pictures [C, H, W, 3 or 4] of one call."""
+    pictures = colors.permute(0, 3, 1, 2)
+    depths: Sequence[Tensor | None] = pictures[:, 3:].unbind() if with_depth else [None] * len(pictures)
+    return [
+        Meta(
+            {
+                "render": picture,
+                "viewspace_points": _LAZY,
+                "visibility_filter": _LAZY,
+                "radii": _LAZY,
+                "depth": depth,
+            },
+            _Seen(meta, place),
+        )
+        for place, (picture, depth) in enumerate(zip(pictures[:, :3].unbind(), depths, strict=True))
+    ]
 
 
 def _references(
