@@ -52,6 +52,9 @@ class RapScene:
             `map_num` (3), `coord_scale` (1).
         iteration: of the training; names the folder that `save` writes.
         extras: entries of the files that are not used, by file name, so that `save` can give them back.
+        colornet_inter_weight: RAP's name for the weight of a view, where `render_batch` and `render_view` are given
+            none.
+        decoded_cache: what `render_view(store_cache=True)` has kept, [N, F].
 
     Raises:
         TypeError, ValueError, NotImplementedError: naming the part that does not fit, or the setting that is refused.
@@ -64,6 +67,8 @@ class RapScene:
     config: dict[str, Any] = field(default_factory=dict)
     iteration: int = 0
     extras: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    colornet_inter_weight: float = 1.0
+    decoded_cache: Tensor | None = field(default=None, init=False, repr=False)
     _networks: PreparedNetworks = field(default_factory=PreparedNetworks, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,11 +112,20 @@ class RapScene:
         nets = [copy.deepcopy(net).to(device=device, dtype=dtype) for net in (self.feature_map_net, self.color_net)]
         box_coord = self.box_coord.to(device=device, dtype=dtype)
         scene = self.scene.to(device=device, dtype=dtype)
-        return RapScene(scene, box_coord, nets[0], nets[1], dict(self.config), self.iteration, self.extras)
+        return RapScene(
+            scene,
+            box_coord,
+            nets[0],
+            nets[1],
+            dict(self.config),
+            self.iteration,
+            self.extras,
+            self.colornet_inter_weight,
+        )
 
-    def feature_maps(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    def feature_maps(self, images: Tensor | Sequence[Tensor], *, precision: str | None = None) -> Tensor | list[Tensor]:
         """[R, 48, ceil(H/2), ceil(W/2)] of reference images [R, 3, H, W]; see `FeatureMapNet.feature_maps`."""
-        return self.feature_map_net.feature_maps(images)
+        return self.feature_map_net.feature_maps(images, precision=precision)
 
     def decode(
         self,
@@ -293,6 +307,27 @@ class RapScene:
         return rasterization(
             *geometry, colors, viewmats, Ks, width, height, backgrounds=backgrounds, backend=backend, **options
         )
+
+    def render_batch(self, cameras: Any, pipe: Any, bg_color: Tensor, **options: Any) -> list[Mapping[str, Any]]:
+        """RAP's dictionaries for a list of RAP's cameras, all of one image size in one call; see
+        `rapfast.appearance.rap_calls.render_batch`."""
+        from rapfast.appearance import rap_calls  # it imports this module
+
+        return rap_calls.render_batch(self, cameras, pipe, bg_color, **options)
+
+    def render_view(self, camera: Any, pipe: Any, bg_color: Tensor, *args: Any, **options: Any) -> Mapping[str, Any]:
+        """RAP's dictionary for one camera, with the arguments of RAP's own `render`; see
+        `rapfast.appearance.rap_calls.render`."""
+        from rapfast.appearance import rap_calls
+
+        return rap_calls.render(self, camera, pipe, bg_color, *args, **options)
+
+    def bake(self, camera: Any, weight: float | None = None, **options: Any) -> Any:
+        """The scene as one view's reference image and weight colour it, with spherical harmonics for any viewer; see
+        `rapfast.appearance.bake.bake`."""
+        from rapfast.appearance.bake import bake
+
+        return bake(self, camera, weight, **options)
 
     def _prepared(self, part: str, output: str, half: bool) -> Prepared:
         sh_degree = SH_DEGREE_OF_COUNT[self.color_net.decoder.widths[-1] // 3] if output == "sh" else 0
