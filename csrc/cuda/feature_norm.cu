@@ -84,15 +84,15 @@ Chunks chunks_of(int64_t n_pixels) {
   return {pixels, unsigned((n_pixels + pixels - 1) / pixels)};
 }
 
-// A block sums x - k and (x - k)^2 over its pixels, k being its first pixel. Since that pixel is one
-// of those summed, what cancels in the block's variance is at most its number of pixels times the
-// rounding of a float. The block that finishes last merges all, in an order that does not depend on
-// which one it is.
+// A thread sums x - k and (x - k)^2 over its pixels, k being its first pixel. Since that pixel is one of
+// those summed, what cancels in the thread's variance is at most its number of pixels times the rounding
+// of a float. From there on means are merged first, and squares are about the merged mean. The block that
+// finishes last merges all blocks, in an order that does not depend on which one it is.
 template <int C, bool kCopies>
 __global__ void __launch_bounds__(kStatsThreads) map_stats_kernel(MapStatsParams p, int64_t chunk) {
   constexpr int lanes = C / kWidth, rows = kStatsThreads / lanes;
   constexpr int groups = lanes < 32 ? kStatsThreads / 32 : rows;
-  __shared__ float sums[groups][C], squares[groups][C];
+  __shared__ float sums[groups][C], totals[C];
   const int c = threadIdx.x % lanes * kWidth, row = threadIdx.x / lanes;
   const int64_t begin = blockIdx.x * chunk;
   const int64_t end = p.n_pixels < begin + chunk ? p.n_pixels : begin + chunk;
@@ -102,7 +102,33 @@ __global__ void __launch_bounds__(kStatsThreads) map_stats_kernel(MapStatsParams
   char* scratch = static_cast<char*>(p.scratch) + blockIdx.y * kMapStatsScratch;
   float* norm = p.norm + int64_t(blockIdx.y) * 3 * C;
 
-  const Values k = load(x + begin * C + c);
+  // The block's sum of a value of each thread, channel by channel; the threads of a channel are `rows`.
+  auto over_rows = [&](Values v) {
+#pragma unroll
+    for (int offset = lanes; offset < 32; offset *= 2) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) v.v[j] += __shfl_xor_sync(kFullWarp, v.v[j], offset);
+    }
+    __syncthreads();
+    if (lanes >= 32 || threadIdx.x % 32 < lanes) {
+      const int group = lanes < 32 ? threadIdx.x / 32 : row;
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) sums[group][c + j] = v.v[j];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < C; i += kStatsThreads) {
+      float total = 0.f;
+#pragma unroll
+      for (int g = 0; g < groups; ++g) total += sums[g][i];
+      totals[i] = total;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) v.v[j] = totals[c + j];
+    return v;
+  };
+
+  const Values k = load(x + (begin + row < end ? begin + row : begin) * C + c);
   Values s = {}, q = {};
 #pragma unroll 4
   for (int64_t i = begin + row; i < end; i += rows) {
@@ -115,36 +141,34 @@ __global__ void __launch_bounds__(kStatsThreads) map_stats_kernel(MapStatsParams
       q.v[j] += d * d;
     }
   }
+  // From here on s is the thread's mean, less the block's first pixel, and q the squares about it.
+  const float n = float(end - begin);
+  const float own_n = begin + row < end ? float((end - begin - row + rows - 1) / rows) : 0.f;
+  const Values first = load(x + begin * C + c);
+  Values weighted = {};
 #pragma unroll
-  for (int offset = lanes; offset < 32; offset *= 2) {
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      s.v[j] += __shfl_xor_sync(kFullWarp, s.v[j], offset);
-      q.v[j] += __shfl_xor_sync(kFullWarp, q.v[j], offset);
-    }
+  for (int j = 0; j < kWidth; ++j) {
+    const float offset = own_n > 0.f ? s.v[j] / own_n : 0.f;
+    q.v[j] -= s.v[j] * offset;
+    s.v[j] = k.v[j] - first.v[j] + offset;
+    weighted.v[j] = own_n * s.v[j];
   }
-  if (lanes >= 32 || threadIdx.x % 32 < lanes) {
-    const int group = lanes < 32 ? threadIdx.x / 32 : row;
+  Values block_mean = over_rows(weighted);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      sums[group][c + j] = s.v[j];
-      squares[group][c + j] = q.v[j];
-    }
+  for (int j = 0; j < kWidth; ++j) {
+    block_mean.v[j] /= n;
+    const float d = s.v[j] - block_mean.v[j];
+    q.v[j] += own_n * d * d;
   }
-  __syncthreads();
+  const Values squares = over_rows(q);
 
   unsigned* ticket = reinterpret_cast<unsigned*>(scratch);
   float2* partials = reinterpret_cast<float2*>(scratch + 16);  // mean, squares about it
-  const float n = float(end - begin);
-  for (int i = threadIdx.x; i < C; i += kStatsThreads) {
-    float sum = 0.f, square = 0.f;
+  if (row == 0) {
 #pragma unroll
-    for (int g = 0; g < groups; ++g) {
-      sum += sums[g][i];
-      square += squares[g][i];
+    for (int j = 0; j < kWidth; ++j) {
+      partials[int64_t(blockIdx.x) * C + c + j] = make_float2(first.v[j] + block_mean.v[j], squares.v[j]);
     }
-    const float first = __half2float(x[begin * C + i]);
-    partials[int64_t(blockIdx.x) * C + i] = make_float2(first + sum / n, square - sum * (sum / n));
   }
   __threadfence();
   __shared__ bool last;

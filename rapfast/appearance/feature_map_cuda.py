@@ -1,9 +1,9 @@
 """Feature maps on a GPU: fast, and each image's bits its own.
 
 Convolution libraries choose their algorithm by batch size, and some round by an image's place in the batch. So images
-go through the network in batches of one fixed size, filled up where images are missing: 4 where places were seen not
-to matter, which is tried once for each image size, else 1. A CUDA graph runs up to 8 images, its batches side by side
-on streams of their own, and takes away what launching some 120 kernels a batch costs.
+go through the network in batches of one fixed size, filled up where images are missing: 4, 2 or 1, the first for
+which places were seen not to matter, which is tried once for each image size. A CUDA graph runs up to 8 images, its
+batches side by side on streams of their own, and takes away what launching some 120 kernels a batch costs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ LONGEST_SIDE = 6400
 GRAPHS = (1, 2, 4, 8)
 """Images of a graph; the smallest that holds a group runs it."""
 
-BATCH = 4
-"""Images that share their convolutions, where that changes no bit."""
-
 PIXELS = 8 * 854 * 480
-"""Pixels of a graph's images together, which bounds its memory: larger images go fewer at a time."""
+"""Pixels of a graph's images together, which bounds its memory: larger images go fewer at a time, and so do wider
+types than float16."""
 
 KEPT_SIZES = 4
 """Image sizes whose graphs are kept."""
@@ -47,8 +45,8 @@ class Steps(Protocol):
 
     dtype: torch.dtype
     """Of the maps."""
-    batches: bool
-    """Whether images may share their convolutions."""
+    batches: tuple[int, ...]
+    """How many images may share their convolutions, best first, where that changes no bit."""
 
     def inputs(self, n: int, height: int, width: int) -> Tensor:
         """n images, black until `inputs[:, :3].copy_(images)`."""
@@ -66,7 +64,7 @@ class Steps(Protocol):
 class PlainSteps:
     """The module itself, in its own dtype. Its weights are read where they lie."""
 
-    batches = False
+    batches = ()
 
     def __init__(self, net: nn.Module) -> None:
         self._net = weakref.ref(net)
@@ -96,7 +94,7 @@ class HalfSteps:
     """
 
     dtype = torch.float16
-    batches = True
+    batches = (4, 2)
 
     def __init__(self, net: nn.Module) -> None:
         own = {name: value.detach() for name, value in net.named_parameters()}
@@ -266,15 +264,17 @@ class Graph:
     """Batches of images of one size, each on a stream of its own, as one CUDA graph."""
 
     def __init__(self, steps: Steps, batch: int, height: int, width: int, streams: list, pool: Any) -> None:
-        self.images = steps.inputs(batch * len(streams), height, width)
+        # Each a tensor of its own: libraries also choose by how an address is aligned.
+        self.images = [steps.inputs(batch, height, width) for _ in streams]
         self.scratch = [steps.scratch(batch) for _ in streams]
         self.made: list[Tensor] = []
         self.graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(self.images.device)
+        steps.run(self.images[0], self.scratch[0])  # what a thread's first call sets up must not be captured
+        torch.cuda.synchronize()
         with torch.cuda.graph(self.graph, pool=pool, stream=streams[0], capture_error_mode="thread_local"):
             for stream in streams[1:]:
                 stream.wait_stream(streams[0])
-            for stream, images, scratch in zip(streams, self.images.split(batch), self.scratch, strict=True):
+            for stream, images, scratch in zip(streams, self.images, self.scratch, strict=True):
                 with torch.cuda.stream(stream):
                     self.made.append(steps.run(images, scratch))
             for stream in streams[1:]:
@@ -282,9 +282,11 @@ class Graph:
 
     def __call__(self, steps: Steps, images: Tensor, out: Tensor) -> None:
         """Fewer images than the graph has places leave the others as they were."""
-        self.images[: len(images), :3].copy_(images)
+        batch = len(self.images[0])
+        for own, some in zip(self.images, images.split(batch), strict=False):
+            own[: len(some), :3].copy_(some)
         self.graph.replay()
-        for made, maps in zip(self.made, out.split(len(self.made[0])), strict=False):
+        for made, maps in zip(self.made, out.split(batch), strict=False):
             steps.finish(made[: len(maps)], maps)
 
 
@@ -306,19 +308,18 @@ class MapMaker:
 
     def __init__(self, device: torch.device, half: bool) -> None:
         self.device, self.half = device, half
-        self._lock = threading.Lock()
         self._steps: Steps | None = None
         self._weights: Any = None
         self._sizes: OrderedDict[tuple[Any, ...], _Size] = OrderedDict()
         self._batches: dict[tuple[int, int], int] = {}
-        self._streams: list[torch.cuda.Stream] = []
+        self._streams = [torch.cuda.Stream(device) for _ in range(GRAPHS[-1])]
         self._done: torch.cuda.Event | None = None
 
     def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
         """[R, 3, H, W] -> [R, 48, ceil(H/2), ceil(W/2)], channels last, on the current stream."""
         height, width = (-(-side // 2) for side in images.shape[2:])
         shape = (len(images), net.final_conv.out_channels, height, width)
-        with self._lock, torch.cuda.device(self.device), torch.no_grad(), deterministic_cudnn():
+        with deterministic_cudnn(), torch.cuda.device(self.device), _no_modes():
             capturing = torch.cuda.is_current_stream_capturing()
             steps = _steps(net, self.half) if capturing else self._current_steps(net)
             out = torch.empty(shape, dtype=steps.dtype, device=self.device, memory_format=torch.channels_last)
@@ -328,7 +329,7 @@ class MapMaker:
             stream = torch.cuda.current_stream()
             if self._done is not None:
                 stream.wait_event(self._done)  # another stream may still use the weights and the graphs' memory
-            n = _most_at_once(*images.shape[2:])
+            n = _most_at_once(steps, *images.shape[2:])
             for first in range(0, len(images), n):
                 self._group(steps, images[first : first + n], out[first : first + n])
             self._done = stream.record_event()
@@ -367,15 +368,18 @@ class MapMaker:
             return
         n = min(n for n in GRAPHS if n >= max(len(images), size.batch))
         if n not in size.graphs:
-            branches = n // size.batch
-            while len(self._streams) < branches:
-                self._streams.append(torch.cuda.Stream())
-            size.graphs[n] = Graph(steps, size.batch, height, width, self._streams[:branches], size.pool)
+            streams = self._streams[: n // size.batch]
+            try:
+                size.graphs[n] = Graph(steps, size.batch, height, width, streams, size.pool)
+            except BaseException:
+                del self._sizes[key]  # its pool may be left half open
+                raise
         size.graphs[n](steps, images, out)
 
     def _batch(self, steps: Steps, height: int, width: int, may_try: bool = True) -> int:
-        """How many images share their convolutions: BATCH where an image's place in such a batch changes no bit."""
-        if not steps.batches or _most_at_once(height, width) < BATCH:
+        """How many images share their convolutions."""
+        sizes = [n for n in steps.batches if n <= _most_at_once(steps, height, width)]
+        if not sizes:
             return 1
         if (height, width) not in self._batches:
             if not may_try:
@@ -383,7 +387,8 @@ class MapMaker:
                     f"feature_maps must have run once for images of {height} x {width} pixels before they are made "
                     "inside a CUDA graph"
                 )
-            self._batches[height, width] = BATCH if _places_are_equal(steps, BATCH, height, width) else 1
+            equal = (n for n in sizes if _places_are_equal(steps, n, height, width))
+            self._batches[height, width] = next(equal, 1)
         return self._batches[height, width]
 
     def _forget(self, count: int) -> None:
@@ -398,9 +403,10 @@ def _steps(net: nn.Module, half: bool) -> Steps:
     return HalfSteps(net) if half else PlainSteps(net)
 
 
-def _most_at_once(height: int, width: int) -> int:
+def _most_at_once(steps: Steps, height: int, width: int) -> int:
     """How many images one graph may hold."""
-    return max(n for n in GRAPHS if n == 1 or n * height * width <= PIXELS)
+    pixels = 2 * PIXELS // steps.dtype.itemsize
+    return max(n for n in GRAPHS if n == 1 or n * height * width <= pixels)
 
 
 def _eagerly(steps: Steps, batch: int, images: Tensor, out: Tensor) -> None:
@@ -456,14 +462,28 @@ def make_maps(net: nn.Module, images: Tensor, *, half: bool) -> Tensor:
 
 @contextlib.contextmanager
 def deterministic_cudnn() -> Iterator[None]:
-    """No choice of algorithm by trial. (`torch.backends.cudnn.flags` would also touch TF32, the caller's choice.)"""
+    """No choice of algorithm by trial, for one thread at a time: the switches are the process's.
+
+    (`torch.backends.cudnn.flags` would also touch TF32, which is the caller's choice.)
+    """
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
+    with _switches:
+        before = cudnn.benchmark, cudnn.deterministic
+        cudnn.benchmark, cudnn.deterministic = False, True
+        try:
+            yield
+        finally:
+            cudnn.benchmark, cudnn.deterministic = before
+
+
+_switches = threading.RLock()
+
+
+@contextlib.contextmanager
+def _no_modes() -> Iterator[None]:
+    """Neither gradients nor autocast's types, and memory that may be written in any mode later."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cuda", enabled=False):
         yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
 
 
 def _float32_mode() -> Any:
