@@ -34,6 +34,10 @@ class Demo(Command):
     rapfast demo --out demo --save-scene
       also demo/room.ply and demo/cameras.json; then
       rapfast render demo/room.ply --cameras demo/cameras.json --out again
+
+    rapfast demo --out demo --appearance
+      demo/appearance.png: the light of reference images, a row for each view, under weights from 0 (none of it)
+      by 1 (as it is) to 2 (exaggerated)
     """
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -42,8 +46,11 @@ class Demo(Command):
     size: Annotated[str, tyro.conf.arg(metavar="WxH")] = "854x480"
     """WIDTHxHEIGHT in pixels."""
 
+    appearance: bool = False
+    """Show RAP's appearance instead: views in the light of reference images, under five weights; no film."""
+
     views: int = 8
-    """Number of pictures."""
+    """Number of pictures; with --appearance of rows."""
 
     frames: int = 96
     """Number of frames of the film."""
@@ -64,7 +71,7 @@ class Demo(Command):
     """Leave the film out."""
 
     save_scene: bool = False
-    """Write the room and its cameras as files for `rapfast render`."""
+    """Write the room and its cameras as files for `rapfast render`; with --appearance, a model in RAP's format."""
 
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda or cuda:NUMBER."""
@@ -83,6 +90,12 @@ class Demo(Command):
         if not 0 < self.fps <= 1000:
             raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps:g}")
         device = parse_device(self.device)
+        if self.appearance:
+            from .demo_appearance import appearance_demo
+
+            folder, size = prepare_folder(self.out, self.overwrite), (width, height)
+            appearance_demo(folder, self.views, size, self.gaussians, self.seed, self.batch, device, self.save_scene)
+            return
         film = not self.no_video and importlib.util.find_spec("av") is not None
         if not film and not self.no_video:
             print("note: no film, as PyAV is not installed: pip install 'rapfast[video]'", file=sys.stderr)
