@@ -1,10 +1,10 @@
 // Stage 2 by a colour network on the GPU.
 //
-// fp16: a warp takes 16 or 32 records through all layers on the tensor cores (mma.m16n8k16, fp32 sums).
-// Their activations stay in registers. The sums of one layer lie in a warp's lanes just as the operands
-// of the next layer want them, once the columns of each block of 16 are counted in this order: lane t of
-// the four that share a row holds columns 4t .. 4t + 3. Weights come in that order from rapfast/ops;
-// rows of maps and of the base are then read 8 bytes a lane, 32 bytes a row and block.
+// fp16: a warp takes 16 or 32 records through all layers on the tensor cores (mma.m16n8k16, fp32 sums),
+// their activations in shared memory of its own. Four lanes share a row of a tile, and of each block of
+// 16 columns lane t of them holds columns 4t .. 4t + 3, which the instruction counts as 2t, 2t + 1, 2t + 8
+// and 2t + 9. Weights come in that order from rapfast/appearance/fused.py; rows of maps and of the base
+// are then read 8 bytes a lane, 32 bytes a row and block.
 //
 // fp32: a block of threads takes 32 or 64 records through all layers, activations in shared memory.
 #include "../color_net.h"
@@ -22,7 +22,7 @@
 namespace rapfast {
 namespace {
 
-constexpr int kNetThreads = 128;
+constexpr int kNetThreads = 128;  // of a block, both kernels
 
 // Where a record reads the three maps: offset of the first pixel in numbers, -1 for a map not read.
 struct Taps {
@@ -169,87 +169,149 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four columns of row `row % 2` (of rows g and g + 8) into an operand.
-__device__ __forceinline__ void put_four(uint32_t (&operand)[4], int row, uint32_t lo, uint32_t hi) {
-  operand[row % 2] = lo;
-  operand[2 + row % 2] = hi;
+// An operand of 16 rows and 16 columns in shared memory. `from` is row lane % 16, column 8 (lane / 16).
+__device__ __forceinline__ void load_operand(const __half* from, uint32_t (&a)[4]) {
+  const uint32_t address = uint32_t(__cvta_generic_to_shared(from));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(address));
+}
+
+// A lane's four columns of one block and row.
+__device__ __forceinline__ void put_four(__half* row, int t, uint32_t lo, uint32_t hi) {
+  *reinterpret_cast<uint32_t*>(row + 2 * t) = lo;
+  *reinterpret_cast<uint32_t*>(row + 2 * t + 8) = hi;
 }
 
 __device__ __forceinline__ void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// sums += x times the next kUsed blocks of operands, all of which can be under way at once.
-template <int kTiles, int kBlocks, int kUsed>
-__device__ __forceinline__ void multiply_used(const uint4* operands, const uint32_t (&x)[kTiles][kBlocks][4],
-                                              float (&sums)[kTiles][2][4]) {
+// Activations of a warp: two buffers, the inputs of even layers and those of odd ones. Rows begin 16
+// bytes further on than a multiple of 32 bytes, which spreads 8 rows over all banks.
+struct Activations {
+  int32_t strides[2];  // of a row, halves
+  int32_t size;        // of a warp, halves
+
+  size_t block_bytes() const { return sizeof(__half) * size_t(size) * (kNetThreads / 32); }
+};
+
+Activations lay_out_activations(const ColorNetParams<float>& net, int rows) {
+  int widths[2] = {0, 0};
+  for (int l = 0; l < net.n_layers; ++l) {
+    const NetLayer& layer = net.layers[l];
+    widths[l % 2] = std::max(widths[l % 2], layer.n_in + (layer.takes_direction ? kNetBlock : 0));
+  }
+  // Spherical harmonics leave the last layer in fp32, in the buffer that its inputs are not in.
+  int& last = widths[net.n_layers % 2];
+  if (net.output == NetOutput::kSh) last = std::max(last, 2 * net.layers[net.n_layers - 1].n_out);
+  Activations a;
+  for (int i = 0; i < 2; ++i) a.strides[i] = widths[i] + 8;
+  a.size = rows * (a.strides[0] + a.strides[1]);
+  return a;
+}
+
+// Sums of kPair neighbouring blocks of 16 outputs, for the lane's rows.
+template <int kTiles, int kPair>
+__device__ __forceinline__ void layer_sums(const ColorNetParams<float>& net, const NetLayer& layer, int block,
+                                           const __half* x, int stride, int lane,
+                                           const __half* const (&row_base)[2 * kTiles],
+                                           float (&sums)[kTiles][2][2][4]) {
+  const int n_blocks_in = layer.n_in / kNetBlock + (layer.takes_direction ? 1 : 0);
+  // Base and biases are added last: until then they are on their way.
+  const bool with_base = layer.base >= 0;
+  uint2 base[kPair][2 * kTiles];
+  float4 biases[kPair];
 #pragma unroll
-  for (int k = 0; k < kUsed; ++k) {
-    const uint4 w = __ldg(operands + 32 * k);
+  for (int i = 0; i < kPair; ++i) {
+    const int column = (block + i) * kNetBlock;
+    if (with_base) {
+#pragma unroll
+      for (int row = 0; row < 2 * kTiles; ++row) base[i][row] = load_once(row_base[row] + layer.base + column);
+    } else {
+      biases[i] = __ldg(reinterpret_cast<const float4*>(net.biases + layer.biases + column) + lane % 4);
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      multiply_add(sums[tile][0], x[tile][k], w.x, w.y);
-      multiply_add(sums[tile][1], x[tile][k], w.z, w.w);
+      for (int j = 0; j < 4; ++j) sums[tile][i][0][j] = sums[tile][i][1][j] = 0.f;
+    }
+  }
+
+  // Loaded kAhead products early; behind the last one, it comes again and is not used.
+  constexpr int kAhead = 2;
+  const uint4* operands[kPair];
+  uint4 w[kPair][kAhead];
+#pragma unroll
+  for (int i = 0; i < kPair; ++i) {
+    operands[i] = static_cast<const uint4*>(net.weights) + layer.weights / 8 + (block + i) * n_blocks_in * 32 + lane;
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      if (ahead > 0 && ahead < n_blocks_in) operands[i] += 32;
+      w[i][ahead] = __ldg(operands[i]);
+    }
+  }
+  const __half* columns = x + lane % 16 * stride + 8 * (lane / 16);
+#pragma unroll 2
+  for (int k = 0; k < n_blocks_in; ++k) {
+    uint4 next[kPair];
+#pragma unroll
+    for (int i = 0; i < kPair; ++i) {
+      operands[i] += k + kAhead < n_blocks_in ? 32 : 0;
+      next[i] = __ldg(operands[i]);
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      uint32_t a[4];
+      load_operand(columns + tile * 16 * stride, a);
+#pragma unroll
+      for (int i = 0; i < kPair; ++i) {
+        multiply_add(sums[tile][i][0], a, w[i][0].x, w[i][0].y);
+        multiply_add(sums[tile][i][1], a, w[i][0].z, w[i][0].w);
+      }
+    }
+    columns += kNetBlock;
+#pragma unroll
+    for (int i = 0; i < kPair; ++i) {
+#pragma unroll
+      for (int ahead = 1; ahead < kAhead; ++ahead) w[i][ahead - 1] = w[i][ahead];
+      w[i][kAhead - 1] = next[i];
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kPair; ++i) {
+#pragma unroll
+    for (int row = 0; row < 2 * kTiles; ++row) {
+      float v[4];
+      if (with_base) {
+        widen(base[i][row], v);
+      } else {
+        v[0] = biases[i].x, v[1] = biases[i].y, v[2] = biases[i].z, v[3] = biases[i].w;
+      }
+      float(&s)[2][4] = sums[row / 2][i];
+      s[0][2 * (row % 2)] += v[0], s[0][2 * (row % 2) + 1] += v[1];
+      s[1][2 * (row % 2)] += v[2], s[1][2 * (row % 2) + 1] += v[3];
     }
   }
 }
 
-// The same for a number of blocks known when it runs. A condition on each block would cost more moves
-// between registers than there are multiplications.
-template <int kTiles, int kBlocks>
-__device__ __forceinline__ void multiply_blocks(int used, const uint4*& operands,
-                                                const uint32_t (&x)[kTiles][kBlocks][4],
-                                                float (&sums)[kTiles][2][4]) {
-  const auto run = [&](auto count) {
-    constexpr int kUsed = decltype(count)::value < kBlocks ? decltype(count)::value : kBlocks;
-    multiply_used<kTiles, kBlocks, kUsed>(operands, x, sums);
-  };
-  switch (used) {
-    case 1: run(std::integral_constant<int, 1>()); break;
-    case 2: run(std::integral_constant<int, 2>()); break;
-    case 3: run(std::integral_constant<int, 3>()); break;
-    case 4: run(std::integral_constant<int, 4>()); break;
-    case 5: run(std::integral_constant<int, 5>()); break;
-    case 6: run(std::integral_constant<int, 6>()); break;
-    case 7: run(std::integral_constant<int, 7>()); break;
-    case 8: run(std::integral_constant<int, 8>()); break;
-    default:
-      if constexpr (kBlocks > 8) {
-        multiply_used<kTiles, kBlocks, 8>(operands, x, sums);
-#pragma unroll
-        for (int k = 8; k < kBlocks; ++k) {
-          if (k >= used) break;
-          const uint4 w = __ldg(operands + 32 * k);
-#pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            multiply_add(sums[tile][0], x[tile][k], w.x, w.y);
-            multiply_add(sums[tile][1], x[tile][k], w.z, w.w);
-          }
-        }
-      }
-  }
-  operands += 32 * used;
-}
-
-// kTiles: tiles of 16 records a warp. kBlocks: the widest layer, in blocks of 16. Loops over blocks are
-// unrolled to kBlocks with a condition, since registers have no index.
-template <int kTiles, int kBlocks, bool kWithSh>
-__global__ void __launch_bounds__(kNetThreads)
-    half_kernel(const __grid_constant__ ColorNetParams<float> net, int64_t n_images,
+// kTiles: tiles of 16 records that a warp takes at a time.
+template <int kTiles>
+__global__ void __launch_bounds__(kNetThreads, kTiles == 2 ? 2 : 4)
+    half_kernel(const __grid_constant__ ColorNetParams<float> net, Activations activations, int64_t n_images,
                 const DeviceView* __restrict__ device_views, const int32_t* __restrict__ image_ids) {
-  constexpr int kRecords = 16 * kTiles;  // of a warp
-  constexpr int kLaneRows = 2 * kTiles;  // rows that a lane holds columns of
-  constexpr int kShStride = 3 * sh_bases(4) + 2;
-  __shared__ float coeffs[kWithSh ? kNetThreads / 32 * kRecords * kShStride : 1];
+  constexpr int kRecords = 16 * kTiles;
+  constexpr int kLaneRows = 2 * kTiles;  // a lane's: lane / 4 and 8 further on, of each tile
+  extern __shared__ __align__(16) unsigned char shared[];
 
   const ColorParams<float>& p = net.color;
   const __half* base = static_cast<const __half*>(net.base);
-  const uint4* weights = static_cast<const uint4*>(net.weights);
   const int lane = threadIdx.x % 32;
   const int t = lane % 4;
   const int64_t n = min(p.image_offsets[n_images], p.capacity);
   const int64_t n_warps = int64_t(gridDim.x) * (kNetThreads / 32);
   const int64_t warp = int64_t(blockIdx.x) * (kNetThreads / 32) + threadIdx.x / 32;
+  __half* const buffers = reinterpret_cast<__half*>(shared) + threadIdx.x / 32 * activations.size;
 
   // What the next tile reads is asked for while this one is worked on.
   const auto id_of = [&](int64_t first) { return p.gaussian_ids[min(first + lane % kRecords, n - 1)]; };
@@ -259,6 +321,7 @@ __global__ void __launch_bounds__(kNetThreads)
     const int64_t own = min(first + lane % kRecords, n - 1);
     const int32_t gaussian = next_gaussian;
     const int32_t image = image_ids[own];
+    const uint32_t drawn = __ballot_sync(kFullWarp, first + lane % kRecords < n && is_drawn(p, own));
     const bool is_followed = first + n_warps * kRecords < n;
     if (is_followed) next_gaussian = id_of(first + n_warps * kRecords);
     const Vec3<float> center = device_views[image].center;
@@ -266,43 +329,36 @@ __global__ void __launch_bounds__(kNetThreads)
     Taps taps = {};
     if (net.input == NetInput::kMaps) taps = find_taps<__half>(net, image, gaussian);
 
-    // The lane's rows, g and g + 8 of each tile.
-    uint32_t x[kTiles][kBlocks][4];
-    uint32_t toward[kTiles][4];
-    int32_t row_gaussian[kLaneRows];
+    __half* x = buffers;
+    int stride = activations.strides[0];
+    const __half* row_base[kLaneRows];
 #pragma unroll
     for (int row = 0; row < kLaneRows; ++row) {
-      const int source = 8 * row + lane / 4;
-      const int32_t g = __shfl_sync(kFullWarp, gaussian, source);
-      const int32_t i = __shfl_sync(kFullWarp, image, source);
-      row_gaussian[row] = g;
-      const float dx = __shfl_sync(kFullWarp, direction.x, source);
-      const float dy = __shfl_sync(kFullWarp, direction.y, source);
-      const float dz = __shfl_sync(kFullWarp, direction.z, source);
-      put_four(toward[row / 2], row, t == 0 ? pack(dx, dy) : 0, t == 0 ? pack(dz, 0.f) : 0);
-
+      row_base[row] = base + __shfl_sync(kFullWarp, gaussian, 8 * row + lane / 4) * net.base_stride + 4 * t;
+    }
+#pragma unroll 1
+    for (int row = 0; row < kLaneRows; ++row) {
+      const int record = 8 * row + lane / 4;
+      const int32_t g = __shfl_sync(kFullWarp, gaussian, record);
+      const int32_t i = __shfl_sync(kFullWarp, image, record);
       float v[4];
       if (net.input == NetInput::kMaps) {
         const NetView view = net.views[i];
 #pragma unroll
         for (int map = 0; map < kMaps; ++map) {
-          const int32_t at = __shfl_sync(kFullWarp, taps.at[map], source);
-          const float fx = __shfl_sync(kFullWarp, taps.fx[map], source);
-          const float fy = __shfl_sync(kFullWarp, taps.fy[map], source);
+          const int32_t at = __shfl_sync(kFullWarp, taps.at[map], record);
+          const float fx = __shfl_sync(kFullWarp, taps.fx[map], record);
+          const float fy = __shfl_sync(kFullWarp, taps.fy[map], record);
           sample_four<__half>(view, at, fx, fy, t, v);
-          put_four(x[row / 2][map], row, pack(v[0], v[1]), pack(v[2], v[3]));
+          put_four(x + record * stride + map * kNetBlock, t, pack(v[0], v[1]), pack(v[2], v[3]));
         }
       } else {
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b) {
-          if (b * kNetBlock < net.layers[0].n_in) {
-            feature_four(net, i, g, b * kNetBlock + 4 * t, v);
-            put_four(x[row / 2][b], row, pack(v[0], v[1]), pack(v[2], v[3]));
-          }
+        for (int column = 0; column < net.layers[0].n_in; column += kNetBlock) {
+          feature_four(net, i, g, column + 4 * t, v);
+          put_four(x + record * stride + column, t, pack(v[0], v[1]), pack(v[2], v[3]));
         }
       }
     }
-
     if (is_followed) {
       prefetch(p.means + 3 * int64_t(next_gaussian));
       if (net.input == NetInput::kMaps) prefetch(net.box_coord + 6 * int64_t(next_gaussian));
@@ -311,107 +367,77 @@ __global__ void __launch_bounds__(kNetThreads)
       }
     }
 
-    // Operands come in the order in which they are used, through all layers.
-    const uint4* operands = weights + lane;
     for (int l = 0; l < net.n_layers; ++l) {
       const NetLayer layer = net.layers[l];
       const bool is_last = l + 1 == net.n_layers;
-      uint2 base_ahead[kLaneRows];
-      const auto load_base = [&](int b) {
-#pragma unroll
-        for (int row = 0; row < kLaneRows; ++row) {
-          base_ahead[row] =
-              load_once(base + row_gaussian[row] * net.base_stride + layer.base + b * kNetBlock + 4 * t);
+      __half* const y = buffers + (l % 2 == 0 ? kRecords * activations.strides[0] : 0);
+      const int stride_out = activations.strides[(l + 1) % 2];
+      if (layer.takes_direction && lane < kRecords) {
+        uint4* const columns = reinterpret_cast<uint4*>(x + lane * stride + layer.n_in);
+        columns[0] = make_uint4(pack(direction.x, direction.y), 0, 0, 0);
+        columns[1] = make_uint4(pack(direction.z, 0.f), 0, 0, 0);
+      }
+      __syncwarp();
+      const int n_blocks = layer.n_out / kNetBlock;
+      for (int block = 0; block < n_blocks; block += 2) {
+        float sums[kTiles][2][2][4];
+        const bool is_pair = block + 1 < n_blocks;
+        if (is_pair) {
+          layer_sums<kTiles, 2>(net, layer, block, x, stride, lane, row_base, sums);
+        } else {
+          layer_sums<kTiles, 1>(net, layer, block, x, stride, lane, row_base, sums);
         }
-      };
-      if (layer.base >= 0) load_base(0);
-      uint32_t y[kTiles][kBlocks][4];
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) {
-        if (b * kNetBlock >= layer.n_out) continue;
-        float sums[kTiles][2][4];
-        if (layer.base >= 0) {
+        if (!is_last) {
+          __half* const out = y + lane / 4 * stride_out + block * kNetBlock;
 #pragma unroll
           for (int row = 0; row < kLaneRows; ++row) {
-            float v[4];
-            widen(base_ahead[row], v);
-            float(&s)[2][4] = sums[row / 2];
-            s[0][2 * (row % 2)] = v[0], s[0][2 * (row % 2) + 1] = v[1];
-            s[1][2 * (row % 2)] = v[2], s[1][2 * (row % 2) + 1] = v[3];
-          }
-          if ((b + 1) * kNetBlock < layer.n_out) load_base(b + 1);
-        } else {
-          float v[4];
-          load_four(net.biases + layer.biases + b * kNetBlock + 4 * t, v);
 #pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            sums[tile][0][0] = sums[tile][0][2] = v[0], sums[tile][0][1] = sums[tile][0][3] = v[1];
-            sums[tile][1][0] = sums[tile][1][2] = v[2], sums[tile][1][1] = sums[tile][1][3] = v[3];
-          }
-        }
-        multiply_blocks<kTiles, kBlocks>(layer.n_in / kNetBlock, operands, x, sums);
-        if (layer.takes_direction) {
-          const uint4 w = __ldg(operands);
-          operands += 32;
-#pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            multiply_add(sums[tile][0], toward[tile], w.x, w.y);
-            multiply_add(sums[tile][1], toward[tile], w.z, w.w);
-          }
-        }
-
-        if (!is_last) {
-#pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            const float(&s)[2][4] = sums[tile];
-            y[tile][b][0] = pack_relu(s[0][0], s[0][1]);
-            y[tile][b][1] = pack_relu(s[0][2], s[0][3]);
-            y[tile][b][2] = pack_relu(s[1][0], s[1][1]);
-            y[tile][b][3] = pack_relu(s[1][2], s[1][3]);
+            for (int i = 0; i < 2; ++i) {
+              const float(&s)[2][4] = sums[row / 2][i];
+              const int r = 2 * (row % 2);
+              if (i == 0 || is_pair) {
+                put_four(out + 8 * row * stride_out + i * kNetBlock, t, pack_relu(s[0][r], s[0][r + 1]),
+                         pack_relu(s[1][r], s[1][r + 1]));
+              }
+            }
           }
           continue;
         }
 #pragma unroll
-        for (int row = 0; row < kLaneRows; ++row) {
-          const float(&s)[2][4] = sums[row / 2];
-          const float v[4] = {s[0][2 * (row % 2)], s[0][2 * (row % 2) + 1], s[1][2 * (row % 2)],
-                              s[1][2 * (row % 2) + 1]};
-          const int record = 8 * row + lane / 4;
-          const int64_t m = first + record;
-          const int column = b * kNetBlock + 4 * t;
-          if constexpr (kWithSh) {
-            float* out = coeffs + (threadIdx.x / 32 * kRecords + record) * kShStride;
-            for (int i = 0; i < 4; ++i) {
-              if (column + i < net.n_outputs) out[column + i] = v[i];
+        for (int i = 0; i < 2; ++i) {
+          if (i == 1 && !is_pair) break;
+          const int column = (block + i) * kNetBlock + 4 * t;
+#pragma unroll
+          for (int row = 0; row < kLaneRows; ++row) {
+            const float(&s)[2][4] = sums[row / 2][i];
+            const float v[4] = {s[0][2 * (row % 2)], s[0][2 * (row % 2) + 1], s[1][2 * (row % 2)],
+                                s[1][2 * (row % 2) + 1]};
+            const int record = 8 * row + lane / 4;
+            const int64_t m = first + record;
+            if (net.output == NetOutput::kSh) {
+              float* const out = reinterpret_cast<float*>(y + record * stride_out) + column;
+              for (int j = 0; j < 4; ++j) out[j] = v[j];
+            } else if (net.output == NetOutput::kRaw) {
+              for (int j = 0; j < 4; ++j) {
+                if (m < n && column + j < net.n_outputs) p.record_colors[m * p.color_stride + column + j] = v[j];
+              }
+            } else {
+              const int32_t of_image = __shfl_sync(kFullWarp, image, record);
+              if (column == 0 && (drawn >> record & 1)) write_rgb(p, m, of_image, v);
             }
-          } else if (net.output == NetOutput::kRaw) {
-            for (int i = 0; i < 4; ++i) {
-              if (m < n && column + i < net.n_outputs) p.record_colors[m * p.color_stride + column + i] = v[i];
-            }
-          } else if (column == 0 && m < n && is_drawn(p, m)) {
-            write_rgb(p, m, image_ids[m], v);
           }
         }
       }
-      if (is_last) break;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b) {
-#pragma unroll
-          for (int r = 0; r < 4; ++r) x[tile][b][r] = y[tile][b][r];
-        }
-      }
+      x = y;
+      stride = stride_out;
     }
 
-    if constexpr (kWithSh) {
-      __syncwarp();
-      if (lane < kRecords && first + lane < n && is_drawn(p, own)) {
-        write_sh(net, own, image, from_center(net, center, gaussian),
-                 coeffs + (threadIdx.x / 32 * kRecords + lane) * kShStride, 1);
-      }
-      __syncwarp();
+    __syncwarp();
+    if (net.output == NetOutput::kSh && lane < kRecords && (drawn >> lane & 1)) {
+      write_sh(net, own, image, from_center(net, center, gaussian),
+               reinterpret_cast<const float*>(x + lane * stride), 1);
     }
+    __syncwarp();
   }
 }
 
@@ -543,12 +569,25 @@ unsigned resident_blocks(Kernel kernel, size_t shared, int64_t capacity, int rec
   return unsigned(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t(processors) * std::max(blocks, 1))));
 }
 
-template <int kTiles, int kBlocks, bool kWithSh>
+template <int kTiles>
 void launch_half(const ColorNetParams<float>& net, int64_t n_images, const DeviceView* views,
                  const int32_t* image_ids, cudaStream_t stream) {
-  const auto kernel = half_kernel<kTiles, kBlocks, kWithSh>;
-  const unsigned grid = resident_blocks(kernel, 0, net.color.capacity, 16 * kTiles * kNetThreads / 32);
-  kernel<<<grid, kNetThreads, 0, stream>>>(net, n_images, views, image_ids);
+  const auto kernel = half_kernel<kTiles>;
+  const Activations activations = lay_out_activations(net, 16 * kTiles);
+  const size_t shared = activations.block_bytes();
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+        "cudaFuncSetAttribute");
+  const unsigned grid = resident_blocks(kernel, shared, net.color.capacity, 16 * kTiles * kNetThreads / 32);
+  kernel<<<grid, kNetThreads, shared, stream>>>(net, activations, n_images, views, image_ids);
+}
+
+// Whether two blocks' activations fit a multiprocessor at a time.
+bool fits_twice(const Activations& activations) {
+  int device = 0, room = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+        "cudaDeviceGetAttribute");
+  return 2 * (activations.block_bytes() + 1024) <= size_t(room);
 }
 
 template <int kRecords>
@@ -568,24 +607,22 @@ void color_net_cuda(const ColorNetParams<float>& net, const DeviceView* views, c
                     cudaStream_t stream) {
   const int64_t n_images = net.color.n_scenes * net.color.n_cameras;
   if (net.color.capacity == 0 || n_images == 0) return;
-  int width = 0;
-  for (int l = 0; l < net.n_layers; ++l) {
-    width = std::max({width, net.layers[l].n_in, net.layers[l].n_out});
-  }
-  const bool narrow = width <= kMaxNetWidth / 2;
-  const bool with_sh = net.output == NetOutput::kSh;
-  if (net.half && narrow && with_sh) {
-    launch_half<2, 8, true>(net, n_images, views, image_ids, stream);
-  } else if (net.half && narrow) {
-    launch_half<2, 8, false>(net, n_images, views, image_ids, stream);
-  } else if (net.half && with_sh) {
-    launch_half<1, 16, true>(net, n_images, views, image_ids, stream);
-  } else if (net.half) {
-    launch_half<1, 16, false>(net, n_images, views, image_ids, stream);
-  } else if (narrow) {
-    launch_full<64>(net, width, n_images, views, image_ids, stream);
+  if (net.half) {
+    if (fits_twice(lay_out_activations(net, 32))) {
+      launch_half<2>(net, n_images, views, image_ids, stream);
+    } else {
+      launch_half<1>(net, n_images, views, image_ids, stream);
+    }
   } else {
-    launch_full<32>(net, width, n_images, views, image_ids, stream);
+    int width = 0;
+    for (int l = 0; l < net.n_layers; ++l) {
+      width = std::max({width, net.layers[l].n_in, net.layers[l].n_out});
+    }
+    if (width <= kMaxNetWidth / 2) {
+      launch_full<64>(net, width, n_images, views, image_ids, stream);
+    } else {
+      launch_full<32>(net, width, n_images, views, image_ids, stream);
+    }
   }
   check_launch("color net kernel");
 }
