@@ -8,19 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from network_scenes import CPU32, CPU64, CUDA16, CUDA32, WIDTHS, color_net, make_appearance, to
 from scenes import HEIGHT, WIDTH, assert_same, covariances, flat, make_scene
 from torch import Tensor
 
 from rapfast import PostProcess, ops, rasterization
+from rapfast.appearance.fused import map_pixels, prepare
 from rapfast.ops._library import RECORD_FIELDS, TILE_SIZE
 from rapfast.ops.bin import tile_grid
+from rapfast.ops.color_net import operator_arguments
 from rapfast.ops.composite import PIXEL_TYPES
 
-NAMES = ["project", "color", "bin", "blend", "composite"]
+NAMES = ["project", "color", "color_net", "bin", "blend", "composite"]
 
 
 def samples(name: str, device: torch.device) -> list[tuple[Any, ...]]:
     """Arguments of one operator, of several forms."""
+    if name == "color_net":
+        return network_samples(device)
     out: list[tuple[Any, ...]] = []
     for sh, dtype in ((False, torch.float32), (True, torch.float32)) + (
         ((False, torch.float64),) if device.type == "cpu" else ()
@@ -60,6 +65,42 @@ def samples(name: str, device: torch.device) -> list[tuple[Any, ...]]:
     return out
 
 
+def network_samples(device: torch.device) -> list[tuple[Any, ...]]:
+    """Arguments of color_net: fed by maps, an embedding and features, with every kind of output."""
+    out = []
+    forms = [CPU32, CPU64] if device.type == "cpu" else [CUDA32, CUDA16]
+    for form in forms:
+        a = to(make_appearance(100, 2), form)
+        geometry = (x[None] for x in (a.means, a.quats, a.scales))
+        cameras = a.viewmats[None], a.Ks[None]
+        r = ops.project(*geometry, None, a.opacities[None], *cameras, WIDTH, HEIGHT)
+        weights = torch.tensor([0.5, 1.5], dtype=torch.float64)
+        pixels, places = map_pixels(a.maps, [1, 0], torch.float16 if form.half else form.dtype)
+        maps = ops.NetworkInput("maps", weights, pixels, torch.tensor(places), a.box_coord)
+        vectors = ops.NetworkInput("embedding", weights, features=a.box_coord[:2].flatten(1).contiguous())
+        decoded = ops.NetworkInput("features", weights, features=a.intrinsic.flatten(1).repeat(2, 1, 1))
+        sh = {"encoder": (159, 32, 20), "decoder": (68, 30, 12)}
+        short = {"encoder": (117, 130), "decoder": (178, 48), "color_decoder": (51, 3)}
+        for widths, given, options, depth in (
+            (WIDTHS["RAP"], maps, {}, 1),
+            (sh, maps, {"output": "sh", "sh_degree": 1}, 0),
+            (short, vectors, {}, 0),
+            (WIDTHS["RAP"], decoded, {"part": "head"}, 1),
+            (sh, maps, {"output": "raw"}, 0),
+        ):
+            network = prepare(color_net(form, widths), a.means, a.intrinsic, half=form.half, **options).network
+            written = (None, None) if network.output == "raw" else (r.records, r.n_invalid)
+            view = (a.means[None], *cameras, r.gaussian_ids, r.image_offsets, *written, WIDTH, HEIGHT, depth)
+            out.append((*view, *operator_arguments(network, given)))
+    return out
+
+
+def tensors_in(arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Tensors among the arguments, those in lists too."""
+    nested = [x if isinstance(x, list) else [x] for x in arguments]
+    return [x for xs in nested for x in xs if isinstance(x, Tensor)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name, device):
     """The schema tells what is written and what aliases; the fake implementation knows the shapes."""
@@ -75,10 +116,9 @@ def test_outputs_never_alias(name, device):
     for arguments in samples(name, device):
         result = op(*arguments)
         outputs = [result] if isinstance(result, Tensor) else list(result)
-        inputs = [x for x in arguments if isinstance(x, Tensor)]
         storages = [x.untyped_storage().data_ptr() for x in outputs if x.numel()]
         assert len(set(storages)) == len(storages)
-        assert not set(storages) & {x.untyped_storage().data_ptr() for x in inputs}
+        assert not set(storages) & {x.untyped_storage().data_ptr() for x in tensors_in(arguments)}
 
 
 @pytest.mark.parametrize("name", NAMES)

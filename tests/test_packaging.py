@@ -42,9 +42,7 @@ def cmake_list(file: str, name: str) -> list[str]:
 
 
 def python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, *args], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +76,7 @@ def test_cmake_lists_every_source_of_csrc() -> None:
     listed += [f"csrc/cuda/{s}.cu" for s in cmake_list("CMakeLists.txt", "RAPFAST_CUDA_STAGES")]
     test_sources = cmake_list("csrc/tests/CMakeLists.txt", "RAPFAST_TEST_SOURCES")
     listed += [f"csrc/tests/{source}" for source in test_sources]
-    on_disk = [
-        p.relative_to(ROOT).as_posix() for s in ("*.cpp", "*.cu") for p in (ROOT / "csrc").rglob(s)
-    ]
+    on_disk = [p.relative_to(ROOT).as_posix() for s in ("*.cpp", "*.cu") for p in (ROOT / "csrc").rglob(s)]
     assert sorted(listed) == sorted(on_disk)
 
 
@@ -102,7 +98,7 @@ def test_only_csrc_cpu_is_compiled_for_the_chosen_cpu() -> None:
 
 
 def test_every_stage_has_its_header_and_its_cpu_file() -> None:
-    for stage in ("project", "color", "bin", "blend", "composite"):
+    for stage in ("project", "color", "color_net", "bin", "blend", "composite"):
         assert (ROOT / f"csrc/{stage}.h").is_file()
         assert (ROOT / f"csrc/cpu/{stage}.cpp").is_file()
 
@@ -125,9 +121,7 @@ def test_source_distribution_names_every_kind_of_source() -> None:
     for path in (ROOT / "csrc").rglob("*"):
         if path.is_file():
             assert path.suffix in SOURCE_SUFFIXES, f"{path.name} is of no kind that belongs in csrc"
-            assert any(path.match(pattern) for pattern in rules["csrc"]), (
-                f"{path} is not in MANIFEST.in"
-            )
+            assert any(path.match(pattern) for pattern in rules["csrc"]), f"{path} is not in MANIFEST.in"
     for name in ("CMakeLists.txt", "LICENSE", "Makefile", "setup.py"):
         assert name in read("MANIFEST.in")
         assert (ROOT / name).is_file()
@@ -225,9 +219,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert run.returncode == 0, run.stderr
 
 
-def fake_native(
-    version: str = rapfast.__version__, missing: tuple[str, ...] = ()
-) -> SimpleNamespace:
+def fake_native(version: str = rapfast.__version__, missing: tuple[str, ...] = ()) -> SimpleNamespace:
     return SimpleNamespace(
         build_info=lambda: {"version": version, "cpu_arch": "x86-64-v4"},
         cpu_missing=lambda: list(missing),
@@ -236,9 +228,7 @@ def fake_native(
 
 def test_wrong_cpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapfast._C", fake_native(missing=("AVX512F", "AVX512BW")))
-    with pytest.raises(
-        ImportError, match="built for x86-64-v4 and this CPU lacks AVX512F, AVX512BW: reinstall"
-    ):
+    with pytest.raises(ImportError, match="built for x86-64-v4 and this CPU lacks AVX512F, AVX512BW: reinstall"):
         _native.load()
 
 
@@ -275,9 +265,7 @@ def test_unbuilt_module_is_one_sentence(bare_package: Path) -> None:
 def test_unloadable_module_is_one_sentence(bare_package: Path) -> None:
     module = bare_package / "rapfast" / Path(_native._C.__file__).name
     module.write_bytes(b"\x7fELF of nothing")
-    assert import_error(bare_package).startswith(
-        "ImportError: rapfast's native module cannot be loaded ("
-    )
+    assert import_error(bare_package).startswith("ImportError: rapfast's native module cannot be loaded (")
 
 
 # ----------------------------------------------------------------------------- setup.py and CMake
@@ -319,9 +307,7 @@ def test_build_folder_of_other_settings_is_emptied(setup_py: ModuleType, tmp_pat
     assert not (folder / "CMakeCache.txt").exists()
 
 
-def configure(
-    cmake: str, build: Path, *options: str, **env: str
-) -> subprocess.CompletedProcess[str]:
+def configure(cmake: str, build: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [cmake, "-S", str(ROOT), "-B", str(build), "-DRAPFAST_CUDA=0", *options]
     return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True)
 
@@ -333,17 +319,13 @@ def configure(
         (["-DRAPFAST_CPU_ARCH=z80"], "-march takes, such as x86-64-v3, got 'z80'."),
     ],
 )
-def test_wrong_option_is_one_sentence(
-    cmake: str, tmp_path: Path, options: list[str], sentence: str
-) -> None:
+def test_wrong_option_is_one_sentence(cmake: str, tmp_path: Path, options: list[str], sentence: str) -> None:
     run = configure(cmake, tmp_path, *options)
     assert run.returncode != 0
     assert sentence in " ".join(run.stderr.split())
 
 
-def test_cuda_without_nvcc_is_one_sentence(
-    cmake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_without_nvcc_is_one_sentence(cmake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CMake is told to ignore the folders that hold a nvcc, and which other tools to take."""
     for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
