@@ -2,8 +2,8 @@
 
     python examples/fit_appearance_room.py --out appearance_room
 
-Takes a minute or two on two CPU cores. `--fit rapfast/procedural/appearance_room.npz` renews the fit that comes with
-rapfast.
+Takes about two minutes on two free CPU cores. `--fit rapfast/procedural/appearance_room.npz` renews the fit that comes
+with rapfast.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def fit_appearance(
     steps: int = 700,
     progress: Callable[[str], None] = lambda line: None,
 ) -> tuple[AppearanceFit, FitReport]:
-    """Fit the appearance of the room; two minutes on two CPU cores.
+    """Fit the appearance of the room; about two minutes on two free CPU cores.
 
     Args:
         n_gaussians: of the room that is fitted; the result serves any other number.
@@ -73,7 +73,7 @@ def fit_appearance(
             weights bit by bit.
         other_rooms: numbers of Gaussians of coarser and finer rooms, of which a share of the reference images is
             taken, so that the sharpness of a picture does not matter.
-        n_views: viewpoints in each room, of which the reference images are taken.
+        n_views: viewpoints in each room, of which the reference images are taken; up to 8 others are held out.
         n_references: reference images to learn from. steps: of Adam, each on 8 images with 1024 Gaussians.
         progress: takes a line now and then.
     """
@@ -110,7 +110,7 @@ def fit_appearance(
     color_net, box = learner.fit(maps, shares, steps, tell)
     fit = AppearanceFit(half.layers, dict(color_net.state_dict()), mean, basis, box, seed).rounded()
 
-    held_out = _pictures(lit, room_cameras(8, *REFERENCE_SIZE))
+    held_out = _pictures(lit, room_cameras(min(8, n_views), *REFERENCE_SIZE))
     errors = {}
     for k, hour in enumerate(LIGHTINGS, 1):
         shares = F.one_hot(torch.full((held_out.shape[1],), k), 1 + N_CODE).float()
