@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,11 @@ def check(tool: str, sanitizer: str, seed: int, timeout: float) -> bool:
 def sweep(seed: int) -> int:
     """Every kernel on small work of odd shape; returns the number of calls."""
     import torch
+    from network_scenes import CUDA16, CUDA32, WIDTHS, Form, color_net, embedding_scene, make_appearance, rap_scene
     from scenes import Scene, covariances, flat, make_scene
 
     from rapfast import PostProcess, ops, rasterization
+    from rapfast.appearance.fused import map_pixels, prepare
 
     picks = random.Random(seed)
     torch.manual_seed(seed)
@@ -136,8 +139,22 @@ def sweep(seed: int) -> int:
         torch.cuda.synchronize()
         del blocks
 
-    def draw(n: int, c: int, size: tuple[int, int], **options: Any) -> None:
+    def twice(what: str, render: Callable[[], tuple[torch.Tensor, torch.Tensor, Any]]) -> None:
+        """On two streams, each time in memory that is NaN: the same picture."""
         nonlocal calls
+        torch.cuda.synchronize()
+        pictures = []
+        for stream in streams:
+            poison()
+            with torch.cuda.stream(stream):
+                colors, alphas, _ = render()
+            stream.synchronize()
+            pictures.append(torch.cat([colors.double().flatten(), alphas.double().flatten()]).cpu())
+            calls += 1
+        if not torch.equal(*pictures):
+            raise AssertionError(f"two calls differ: {what}")
+
+    def draw(n: int, c: int, size: tuple[int, int], **options: Any) -> None:
         batch = options.pop("batch", ())
         channels, per_camera = options.pop("channels", 3), options.pop("per_camera", False)
         background, as_covars = options.pop("background", None), options.pop("as_covars", False)
@@ -157,17 +174,41 @@ def sweep(seed: int) -> int:
         if background is not None:
             image = (size[1], size[0]) if background == "image" else ()
             options["backgrounds"] = torch.rand(*batch, c, *image, channels, device="cuda")
-        torch.cuda.synchronize()
-        pictures = []
-        for stream in streams:
-            poison()
-            with torch.cuda.stream(stream):
-                colors, alphas, _ = rasterization(*scene, *size, **options)
-            stream.synchronize()
-            pictures.append(torch.cat([colors.double().flatten(), alphas.double().flatten()]).cpu())
-            calls += 1
-        if not torch.equal(*pictures):
-            raise AssertionError(f"two calls differ: {n} Gaussians, {c} cameras, {size}, {options}")
+        twice(f"{n} Gaussians, {c} cameras, {size}, {options}", lambda: rasterization(*scene, *size, **options))
+
+    def draw_network(n: int, c: int, form: Form, kind: str, name: str, **options: Any) -> None:
+        """Colours of a network of these widths, from maps, an embedding or decoded features."""
+        a = make_appearance(n, c, n_maps=2, map_size=options.pop("map_size", (9, 13)))
+        if options.pop("broken", False):
+            a.intrinsic[:: max(1, n // 7)] = picks.choice([float("nan"), float("inf")])
+        cameras = a.viewmats.float().cuda(), a.Ks.float().cuda()
+        options |= {"precision": form.precision, "width": picks.randrange(1, 80), "height": picks.randrange(1, 50)}
+        weights = [picks.uniform(0.0, 2.0) for _ in range(c)]
+        widths, config = WIDTHS[name], {}
+        if kind == "embedding":
+            length = picks.randrange(1, 60)
+            widths = widths | {"encoder": (111 + length, *widths["encoder"][1:])}
+            scene = embedding_scene(a, color_net(form, widths), form)
+            options |= {"embeddings": torch.rand(c, length, device="cuda"), "view_weights": weights}
+        else:
+            if kind == "sh":
+                widths = {"encoder": widths["encoder"], "decoder": (*widths["decoder"][:-1], 3 * picks.choice([4, 16]))}
+                config = {"use_colors_precomp": False}
+            scene = rap_scene(a, color_net(form, widths), form, config)
+            if kind == "decoded":
+                options["decoded"] = torch.rand(c, n, widths["decoder"][-1], device="cuda")
+            else:
+                maps = [m.to("cuda", picks.choice([torch.float16, torch.float32])) for m in a.maps]
+                options |= {"feature_maps": maps, "map_ids": [i % 2 for i in range(c)], "view_weights": weights}
+
+        def prepared_anew() -> tuple[torch.Tensor, torch.Tensor, Any]:
+            scene._networks.clear()
+            return scene.render(*cameras, **options)
+
+        twice(f"{n} Gaussians, {c} cameras, {form}, {kind}, {name}", prepared_anew)
+        if kind in ("maps", "sh"):
+            view = cameras[0][0], cameras[1][0]
+            scene.decode(*view, maps[0], 1.5, precision=form.precision)
 
     # Shapes: no Gaussian, one, around a warp and a block; one camera, a group, a group and a bit; sizes around a tile.
     for n, c, size in [
@@ -210,6 +251,40 @@ def sweep(seed: int) -> int:
     colors = ops.color(s.means, s.viewmats, s.Ks, s.colors, records, 50, 30, sh_degree=1)
     blended, alphas = ops.blend(records, colors, ops.bin(records, 50, 30), 50, 30)
     ops.composite(blended, alphas, n_color_channels=3, postprocess=PostProcess(size=(20, 20)))
+
+    # Colour networks: record counts around a tile, a warp's and a block's; widths up to 128 and over; one record of
+    # one Gaussian; maps of one pixel.
+    for form in (CUDA16, CUDA32):
+        for n, c, kind, name in [
+            (0, 2, "maps", "RAP"), (1, 1, "maps", "RAP"), (33, 3, "maps", "odd"), (257, 5, "maps", "RAP"),
+            (100, 2, "maps", "widest"), (31, 2, "maps", "one layer each"), (65, 3, "embedding", "just narrow"),
+            (90, 2, "embedding", "widest"), (77, 4, "decoded", "RAP"), (130, 2, "sh", "RAP"), (60, 3, "sh", "widest"),
+        ]:  # fmt: skip
+            draw_network(n, c, form, kind, name)
+        draw_network(50, 2, form, "maps", "RAP", map_size=(1, 1), render_mode="RGB+ED")
+        draw_network(120, 3, form, "maps", "RAP", map_size=(1, 20), broken=True)
+
+        # The stage alone, on the first of a scene's records.
+        a = make_appearance(150, 3, n_maps=3)
+        means, intrinsic, boxes = (x.float().cuda() for x in (a.means, a.intrinsic, a.box_coord))
+        viewmats, Ks = a.viewmats.float().cuda()[None], a.Ks.float().cuda()[None]
+        shape = (x.float().cuda()[None] for x in (a.quats, a.scales))
+        records = ops.project(means[None], *shape, None, a.opacities.float().cuda()[None], viewmats, Ks, 75, 41)
+        pixels, places = map_pixels(a.maps.cuda(), [2, 0, 1], torch.float16 if form.half else torch.float32)
+        given = ops.NetworkInput("maps", torch.ones(3, dtype=torch.float64), pixels, torch.tensor(places), boxes)
+        network = prepare(color_net(form), means, intrinsic, half=form.half).network
+        for count in (0, 1, 15, 16, 17, 31, 33, 63, 65, picks.randrange(1, len(records.records))):
+            first = ops.Records(
+                records.records[:count].clone(), records.radii[:count].clone(), records.gaussian_ids[:count].clone(),
+                records.image_offsets.clamp(max=count), records.n_invalid.clone(),
+            )  # fmt: skip
+            poison()
+            ops.color_net(means[None], viewmats, Ks, first, 75, 41, network, given, render_mode="RGB+D")
+            calls += 1
+        raw = prepare(color_net(form), means, intrinsic, half=form.half, part="decode", output="raw").network
+        one = ops.NetworkInput("maps", torch.ones(1, dtype=torch.float64), pixels[:1], torch.tensor([0]), boxes)
+        ops.network_outputs(means[None], viewmats[:, :1].contiguous(), Ks[:, :1].contiguous(), raw, one)
+        calls += 1
     torch.cuda.synchronize()
     return calls + 5
 
@@ -218,7 +293,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tool", choices=TOOLS, action="append", help="may be given more than once")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=150, help="seconds a tool")
+    parser.add_argument("--timeout", type=float, default=240, help="seconds a tool")
     parser.add_argument("--sweep", action="store_true", help="run the sweep alone")
     options = parser.parse_args()
     if options.sweep:
