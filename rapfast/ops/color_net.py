@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rapfast.ops._library import address, cpu_arguments, cuda_arguments, define, native, scratch
 from rapfast.ops.color import DEPTH_CHANNELS
-from rapfast.ops.project import Records, image_ids
+from rapfast.ops.project import Records
 
 MAX_LAYERS = 16
 MAX_WIDTH = 256
@@ -204,13 +204,15 @@ def _cpu(*inputs):
 
 def _cuda(*inputs):
     stage, (net, maps, map_ids, view_weights, net_form, net_layers, coord_scale) = inputs[:10], inputs[10:]
-    means, viewmats, _, gaussian_ids, image_offsets, _, n_invalid = stage[:7]
+    means, viewmats, _, gaussian_ids, image_offsets = stage[:5]
     channels = _channels(net_form, stage[-1])
     raw = net_form[1] == OUTPUTS["raw"]
     stride = channels if raw else native.color_stride(channels)
     out = means.new_zeros((gaussian_ids.shape[0], stride))
     views = scratch(means, native.view_size * viewmats.shape[1])
-    images = image_ids(Records(gaussian_ids, gaussian_ids, gaussian_ids, image_offsets, n_invalid)).int()
+    # The image of each record; of rows behind the last one, which are not looked at, the last image.
+    rows = torch.arange(gaussian_ids.shape[0], device=means.device)
+    images = torch.bucketize(rows, image_offsets[1:], right=True).clamp_(max=viewmats.shape[1] - 1).int()
     table = view_table(maps, map_ids, view_weights).to(means.device)
     layers = torch.tensor(net_layers, dtype=torch.int64)
     native.color_net_cuda(
