@@ -93,15 +93,25 @@ def read_run(path: Path) -> Run:
 
 
 def newest_runs(results: Path) -> list[Run]:
-    """The newest run of each machine, GPUs first."""
-    runs: dict[str, Run] = {}
+    """The newest run of each machine, GPUs first; where the newest holds only the rasterizer or only the appearance
+    path, the newest of each."""
+    newest: dict[tuple[str, str], Run] = {}
     for path in sorted(results.glob("*.json")):
         run = read_run(path)
-        if run.slug not in runs or run.time > runs[run.slug].time:
-            runs[run.slug] = run
-    if not runs:
+        for kind in ("records", "appearance"):
+            key = run.slug, kind
+            if getattr(run, kind) and (key not in newest or run.time > newest[key].time):
+                newest[key] = run
+    if not newest:
         raise ReportError(f"{results} holds no run: python bench/report.py save RUN.json puts one there")
-    return sorted(runs.values(), key=lambda run: (run.machine.get("gpu") is None, run.slug))
+    runs = []
+    for (slug, kind), run in newest.items():
+        other = "appearance" if kind == "records" else "records"
+        if newest.get((slug, other)) is not run:
+            runs.append(run._replace(**{other: {}}))
+        elif kind == "records":
+            runs.append(run)
+    return sorted(runs, key=lambda run: (run.machine.get("gpu") is None, run.slug, not run.records))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -302,7 +312,8 @@ def appearance_section(run: Run, plots: dict[str, str]) -> list[str]:
     rows = appearance_rows(run)
     if not rows:
         return []
-    parts = [f"#### Appearance, {run.device_name}", appearance_table(rows)]
+    parts = [f"### Appearance, {run.device_name}", f"{_provenance(run)}. Milliseconds per view."]
+    parts.append(appearance_table(rows))
     if verdict := appearance_verdict(rows):
         parts.append(verdict)
     if stages := appearance_stage_table(rows):
@@ -321,48 +332,58 @@ def docs_section(runs: list[Run], plots: dict[str, str], appearance_plots: dict[
     """What stands between the markers of docs/benchmarks.md; both ``plots`` are image names by machine."""
     parts = []
     for run in runs:
-        parts += [f"### {run.device_name}", f"{_provenance(run)}. Milliseconds per view."]
-        if run.machine.get("scale") == "reduced":
-            parts.append("The reduced cases: small scenes for a machine without a GPU.")
-        if _gpu_cases(run):
-            parts.append(forward_table(run))
-        stages = stage_table(run)
-        if stages:
-            parts += ["rapfast's stages, milliseconds per view:", stages]
-        sentence = cpu_sentence(run)
-        if sentence:
-            parts.append(sentence)
-        if run.slug in plots:
-            parts.append(f"![Time per view against Gaussians, batch and pixels, {run.device_name}]({plots[run.slug]})")
+        if run.records:
+            parts += _forward_section(run, plots)
         parts += appearance_section(run, appearance_plots)
     return "\n\n".join(parts)
 
 
+def _forward_section(run: Run, plots: dict[str, str]) -> list[str]:
+    parts = [f"### {run.device_name}", f"{_provenance(run)}. Milliseconds per view."]
+    if run.machine.get("scale") == "reduced":
+        parts.append("The reduced cases: small scenes for a machine without a GPU.")
+    if _gpu_cases(run):
+        parts.append(forward_table(run))
+    stages = stage_table(run)
+    if stages:
+        parts += ["rapfast's stages, milliseconds per view:", stages]
+    sentence = cpu_sentence(run)
+    if sentence:
+        parts.append(sentence)
+    if run.slug in plots:
+        parts.append(f"![Time per view against Gaussians, batch and pixels, {run.device_name}]({plots[run.slug]})")
+    return parts
+
+
 def readme_table(runs: list[Run]) -> str:
     """The newest GPU run in short; the CPU's figure where there is none."""
-    run = next((run for run in runs if run.machine.get("gpu")), None)
-    parts = []
-    if run is not None:
-        rows = []
-        for case in _gpu_cases(run):
-            batches = run.batches(case)
-            # the batch of 8 is what is compared; a case that was measured to be plotted alone is left to the docs
-            if 8 not in batches or len(batches) == 1 or run.get(case, "rapfast", 8, "ms_per_view") is None:
-                continue
-            row = [case] + [_number(run.get(case, name, 8, "ms_per_view")) for name in ("gsplat", "rapfast")]
-            rows.append([*row, _number(run.ratio(case, 8, "gsplat"), 3)])
-        if rows:
-            version = run.machine["versions"].get("gsplat")
-            theirs = f"gsplat {version}" if version else "gsplat"
-            parts.append(_table(["ms per view, batch of 8", theirs, "rapfast", "times faster"], rows))
-            parts.append(f"{_provenance(run)}. Both were measured in one run, after their pixels were compared.")
-        parts += _readme_appearance(run)
+    on_gpu = [run for run in runs if run.machine.get("gpu")]
+    parts = [part for run in on_gpu[:1] for part in _readme_forward(run)]
+    parts += next(filter(None, map(_readme_appearance, on_gpu)), [])
     sentence = next(filter(None, map(cpu_sentence, runs)), None)
     if sentence:
         parts.append(sentence)
     if not parts:
         raise ReportError("no run has a record for the README: neither a batch of 8 on a GPU nor the CPU case")
     return "\n\n".join(parts)
+
+
+def _readme_forward(run: Run) -> list[str]:
+    """The rasterizer, batch of 8."""
+    rows = []
+    for case in _gpu_cases(run):
+        batches = run.batches(case)
+        # the batch of 8 is what is compared; a case that was measured to be plotted alone is left to the docs
+        if 8 not in batches or len(batches) == 1 or run.get(case, "rapfast", 8, "ms_per_view") is None:
+            continue
+        row = [case] + [_number(run.get(case, name, 8, "ms_per_view")) for name in ("gsplat", "rapfast")]
+        rows.append([*row, _number(run.ratio(case, 8, "gsplat"), 3)])
+    if not rows:
+        return []
+    version = run.machine["versions"].get("gsplat")
+    theirs = f"gsplat {version}" if version else "gsplat"
+    table = _table(["ms per view, batch of 8", theirs, "rapfast", "times faster"], rows)
+    return [table, f"{_provenance(run)}. Both were measured in one run, after their pixels were compared."]
 
 
 def _readme_appearance(run: Run) -> list[str]:
@@ -376,7 +397,9 @@ def _readme_appearance(run: Run) -> list[str]:
     if not table:
         return []
     head = ["RAP's view synthesis, ms per view", "RAP's loop", "rapfast", "times faster"]
-    return [_table([*head, "rapfast, feature maps there", "times faster"], table)]
+    text = "From poses and reference images to normalised 427x240 tensors on the CPU, batch of 8. RAP's loop: the faster of "
+    text += f"eager and compiled torch, with gsplat. {_provenance(run)}."
+    return [_table([*head, "rapfast, feature maps there", "times faster"], table), text]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

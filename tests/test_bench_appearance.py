@@ -252,3 +252,26 @@ def test_the_plot_is_drawn_where_n_changes(tmp_path: Path) -> None:
     more = [{"extra_info": {**r["extra_info"], "case": "rap-room-200k", "n_gaussians": 200_000}} for r in _records()]
     rows = report.appearance_rows(_run(tmp_path, _records() + more))
     assert plot_appearance(rows, tmp_path / "a.svg") and b"<svg" in (tmp_path / "a.svg").read_bytes()
+
+
+def test_a_run_of_one_half_leaves_the_other_halfs_tables(tmp_path: Path) -> None:
+    _run(tmp_path, _records())
+    both = json.loads((tmp_path / "run.json").read_text())
+    forward = {**_record("fwd", 8, "gsplat", 0.2)["extra_info"], "case": "room-500k", "visible_share": 0.06}
+    forward |= {"intersections_per_view": 2e5, "channels": 3}
+    both["benchmarks"] += [{"extra_info": forward}, {"extra_info": {**forward, "backend": "rapfast"}}]
+    newer = {**both, "datetime": "2026-02-03", "benchmarks": _records()}
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "a.json").write_text(json.dumps(both))
+    assert [bool(r.records) for r in report.newest_runs(results)] == [True]
+    (results / "b.json").write_text(json.dumps(newer))
+    runs = report.newest_runs(results)
+    assert [(r.time, bool(r.records), bool(r.appearance)) for r in runs] == [
+        ("2026-01-02", True, False),
+        ("2026-02-03", False, True),
+    ]
+    section = report.docs_section(runs, {}, {})
+    assert section.count("### NVIDIA H200") == 1 and section.count("### Appearance, NVIDIA H200") == 1
+    assert "2026-02-03. Milliseconds per view." in section.split("### Appearance")[1]
+    assert report.readme_table(runs).count("times faster") == 2
