@@ -52,7 +52,7 @@ FULL = (
     _case(500_000, "500k", (854, 480), (240, 427), rap=(8, 32), rap_loop=(8, 32)),
     _case(1_500_000, "1.5M", (854, 480), (240, 427), rap=(8,), rap_loop=(8, 32)),
 )
-REDUCED = (_case(20_000, "20k", (107, 60), (30, 53), rap=(2,), rap_loop=(2,)),)
+REDUCED = (_case(25_000, "25k", (107, 60), (30, 53), rap=(2,), rap_loop=(2,)),)
 CASES = {"full": FULL, "reduced": REDUCED}
 
 BASELINES = ("rap-eager", "rap-compiled", "rap-eager-maps", "rap-compiled-maps")

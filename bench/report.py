@@ -397,8 +397,8 @@ def _readme_appearance(run: Run) -> list[str]:
     if not table:
         return []
     head = ["RAP's view synthesis, ms per view", "RAP's loop", "rapfast", "times faster"]
-    text = "From poses and reference images to normalised 427x240 tensors on the CPU, batch of 8. RAP's loop: the faster of "
-    text += f"eager and compiled torch, with gsplat. {_provenance(run)}."
+    text = "From poses and reference images to normalised 427x240 tensors on the CPU, batch of 8. RAP's loop: the "
+    text += f"faster of eager and compiled torch, with gsplat. {_provenance(run)}."
     return [_table([*head, "rapfast, feature maps there", "times faster"], table), text]
 
 

@@ -166,10 +166,10 @@ def test_records_of_a_reduced_run(reduced_run: dict[str, Any]) -> None:
     assert set(records) == {(path, backend) for path in ("rap", "rap-loop") for backend in backends}
     for record in records.values():
         info = record["extra_info"]
-        assert (info["case"], info["batch"], info["n_gaussians"]) == ("rap-room-20k-107x60", 2, 20_000)
+        assert (info["case"], info["batch"], info["n_gaussians"]) == ("rap-room-25k-107x60", 2, 25_000)
         assert info["ms_per_view"] == pytest.approx(1e3 * record["stats"]["median"] / 2)
         assert info["psnr_db"] >= test_appearance.MIN_PSNR["fp32"]
-        assert info["color_work"]["records"] == pytest.approx(20_000 * info["visible_share"])
+        assert info["color_work"]["records"] == pytest.approx(25_000 * info["visible_share"])
 
 
 def test_the_report_reads_a_real_run(reduced_run: dict[str, Any], tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_the_report_reads_a_real_run(reduced_run: dict[str, Any], tmp_path: Path
     path.write_text(json.dumps(reduced_run))
     (section,) = {"\n".join(report.appearance_section(report.read_run(path), {}))}
     assert "| case | path | batch | reference | rapfast | rapfast-maps |" in section
-    assert "| rap-room-20k-107x60 | to the CPU | 2 |" in section and "bar" not in section
+    assert "| rap-room-25k-107x60 | to the CPU | 2 |" in section and "bar" not in section
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
