@@ -273,10 +273,8 @@ def test_world_to_camera_is_the_float32_inverse_one_by_one(n: int) -> None:
 
 
 def test_world_to_camera_refuses_what_has_no_inverse() -> None:
-    poses = some_poses(3)
-    poses[1, 2, :3] = poses[1, 1, :3]
-    singular = poses.copy()
-    singular[1, :, :3] = 0.0
+    singular = some_poses(3)
+    singular[1, :, 1] = 0.0
     with pytest.raises(ValueError, match=r"poses\[1\] has no inverse, its rotation block is singular"):
         world_to_camera(singular)
     singular[2, 0, 3] = 1e39

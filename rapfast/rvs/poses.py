@@ -226,9 +226,17 @@ def world_to_camera(poses: Any) -> Any:
     try:
         result = np.linalg.inv(matrices)
     except np.linalg.LinAlgError:
-        rank = np.linalg.matrix_rank(matrices.astype(np.float64))
-        raise ValueError(f"poses[{int(np.argmin(rank))}] has no inverse, its rotation block is singular") from None
+        index = next(i for i, matrix in enumerate(matrices) if not _invertible(matrix))
+        raise ValueError(f"poses[{index}] has no inverse, its rotation block is singular") from None
     return torch.from_numpy(result).to(poses.device) if isinstance(poses, Tensor) else result
+
+
+def _invertible(matrix: NDArray[np.float32]) -> bool:
+    try:
+        np.linalg.inv(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------
