@@ -100,20 +100,20 @@ class Workload(NamedTuple):
     Ks: Tensor  # [C, 3, 3] on the CPU
     kept: dict[str, Any]  # what has been made of the images so far, by name
 
-    def views(self, path: str, batch: int) -> dict[str, Any]:
-        """What `RapScene.render` takes of the first ``batch`` views, feature maps aside."""
-        cameras = self.geometry.cameras
-        viewmats, Ks = cameras.viewmats[:batch], cameras.Ks[:batch]
+    def views(self, path: str, batch: int, first: int = 0) -> dict[str, Any]:
+        """What `RapScene.render` takes of ``batch`` views from ``first`` on, feature maps aside."""
+        cameras, rows = self.geometry.cameras, slice(first, first + batch)
+        viewmats, Ks = cameras.viewmats[rows], cameras.Ks[rows]
         if path == "rap-loop":
             last = self.poses.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(batch, 1, 4)
-            viewmats = torch.linalg.inv(torch.cat([self.poses[:batch], last], dim=1).float()).to(self.images.device)
-            Ks = self.Ks[:batch].to(self.images.device)
+            viewmats = torch.linalg.inv(torch.cat([self.poses[rows], last], dim=1).float()).to(self.images.device)
+            Ks = self.Ks[rows].to(self.images.device)
         return {
             "viewmats": viewmats,
             "Ks": Ks,
             "width": cameras.width,
             "height": cameras.height,
-            "view_weights": self.view_weights[:batch],
+            "view_weights": self.view_weights[rows],
         }
 
     def camera(self, path: str, i: int) -> Camera:
@@ -179,12 +179,13 @@ def workload(case: Case, device: str) -> Workload:
 
 
 def renderer(work: Workload, path: str, batch: int, backend: str) -> Callable[[], Any]:
-    """A call that makes the first ``batch`` views from their reference images, or from kept feature maps ("-maps").
+    """A call that makes the first `n_views` views from their reference images, or from kept feature maps ("-maps").
 
-    It returns, from rapfast and the reference, [batch, H, W, 3] on the device for the path "rap" and [batch, 3, h, w]
-    on the CPU for "rap-loop"; from RAP's loop a generator of [3, H, W] or [3, h, w], one view at a time.
+    It returns, from rapfast and the reference, [batch, H, W, 3] on the device for the path "rap" and [C, 3, h, w] on
+    the CPU for "rap-loop", of all C views of the case; from RAP's loop a generator of [3, H, W] or [3, h, w], one view
+    at a time.
     """
-    maps = work.maps(backend, batch) if backend.endswith("-maps") else None
+    maps = work.maps(backend, n_views(work, path, batch, backend)) if backend.endswith("-maps") else None
     if backend.startswith("rap-"):
         return partial(_baseline, work, path, batch, work.loops[backend.startswith("rap-compiled")], maps)
     return partial(_rapfast, work, path, batch, maps, "reference" if backend == "reference" else "rapfast")
@@ -203,18 +204,44 @@ def _as_it_is(image: Tensor) -> Tensor:
     return image
 
 
+def n_views(work: Workload, path: str, batch: int, backend: str) -> int:
+    """Views that a renderer's call makes. rapfast's loop goes through all of the case in batches, as a loop would:
+    one is copied to the CPU while the next is made."""
+    return batch if path == "rap" or backend.startswith("rap-") else len(work.images)
+
+
 def _rapfast(work: Workload, path: str, batch: int, maps: Tensor | None, backend: str, **more: Any) -> Tensor:
+    if path == "rap-loop":
+        return _rapfast_loop(work, batch, maps, backend)
     if maps is None:
         maps = work.rap.feature_maps(work.images[:batch])
-    if path == "rap-loop":
-        more["postprocess"] = PostProcess(work.case.network_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, layout="CHW")
-    more |= {"backgrounds": work.images.new_zeros(batch, 3), "rasterize_mode": "antialiased", "backend": backend}
-    images, _, _ = work.rap.render(**work.views(path, batch), feature_maps=maps, **more)
-    if path == "rap" or images.device.type == "cpu":
-        return images
-    on_cpu = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
-    on_cpu.copy_(images, non_blocking=True)
-    torch.cuda.current_stream().synchronize()
+    return _rapfast_batch(work, path, batch, 0, maps, backend=backend, **more)
+
+
+def _rapfast_batch(work: Workload, path: str, batch: int, first: int, maps: Tensor, **more: Any) -> Tensor:
+    more |= {"backgrounds": work.images.new_zeros(batch, 3), "rasterize_mode": "antialiased"}
+    return work.rap.render(**work.views(path, batch, first), feature_maps=maps, **more)[0]
+
+
+def _rapfast_loop(work: Workload, batch: int, maps: Tensor | None, backend: str) -> Tensor:
+    post = PostProcess(work.case.network_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, layout="CHW")
+    n, on_gpu = len(work.images), work.images.is_cuda
+    on_cpu = torch.empty((n, 3, *work.case.network_size), pin_memory=on_gpu)
+    copies = torch.cuda.Stream() if on_gpu else None
+    for first in range(0, n, batch):
+        rows = slice(first, min(n, first + batch))
+        own = work.rap.feature_maps(work.images[rows]) if maps is None else maps[rows]
+        images = _rapfast_batch(work, "rap-loop", rows.stop - first, first, own, backend=backend, postprocess=post)
+        if copies is None:
+            on_cpu[rows] = images
+            continue
+        copies.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(copies):
+            on_cpu[rows].copy_(images, non_blocking=True)
+        images.record_stream(copies)
+    if copies is not None:
+        torch.cuda.current_stream().wait_stream(copies)  # the clock reads this stream
+        copies.synchronize()
     return on_cpu
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import rapfast
-from bench.appearance import CASES, Workload, color_work, exact, pictures, renderer, strict, workload
+from bench.appearance import CASES, Workload, color_work, exact, n_views, pictures, renderer, strict, workload
 from bench.baselines.rap_loop import tf32
 from bench.measure import cuda_clock, graph_mib, peak_mib, psnr, rounds_for, seconds
 
@@ -82,7 +82,7 @@ def _measure(
         backend=backend,
         batch=batch,
         direction=path,
-        ms_per_view=1e3 * benchmark.stats.stats.median / batch,
+        ms_per_view=1e3 * benchmark.stats.stats.median / n_views(work, path, batch, backend),
         peak_mib=peak,
         n_gaussians=len(work.rap),
         width=work.geometry.cameras.width,
@@ -106,7 +106,7 @@ def _measure(
 
 
 def _checked(drawn: Tensor, work: Workload, device: str, path: str, batch: int, backend: str) -> float:
-    agreement = psnr(drawn, _truth.get(work, path, batch))
+    agreement = psnr(drawn, _truth.get(work, path, len(drawn)))
     least = MIN_BASELINE_PSNR if backend.startswith("rap-") else MIN_PSNR["fp16" if device == "cuda" else "fp32"]
     assert agreement >= least, f"{backend} is {agreement:.1f} dB from RAP's loop without TF32: not worth timing"
     return agreement
