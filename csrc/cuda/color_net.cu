@@ -443,14 +443,14 @@ __global__ void __launch_bounds__(kNetThreads, kTiles == 2 ? 2 : 4)
 
 // ------------------------------------------------------------------------------------------- fp32
 
-// Columns of activations are [width, kRecords]. A thread takes kRecords / 32 neighbouring records and 8
+// Columns of activations are [width, kRecords]. A thread takes kRecords / 32 neighbouring records and 16
 // outputs at a time, so that a weight serves a whole warp and is read as a broadcast.
 template <int kRecords>
-__global__ void __launch_bounds__(kNetThreads)
+__global__ void __launch_bounds__(kNetThreads, 3)
     full_kernel(const __grid_constant__ ColorNetParams<float> net, int width, int64_t n_images,
                 const DeviceView* __restrict__ device_views, const int32_t* __restrict__ image_ids) {
   constexpr int kLaneRecords = kRecords / 32;
-  constexpr int kOutputs = 8;
+  constexpr int kOutputs = kNetBlock;
   constexpr int kSharing = kNetThreads / kRecords;  // threads that fetch one record's inputs
   extern __shared__ float columns[];
   float* x = columns;
@@ -504,14 +504,14 @@ __global__ void __launch_bounds__(kNetThreads)
           const float* b = layer.base >= 0
                                ? base + gaussians[kLaneRecords * lane + r] * net.base_stride + layer.base
                                : net.biases + layer.biases;
-          load_four_once(b + out, sums[r]);
-          load_four_once(b + out + 4, sums[r] + 4);
+#pragma unroll
+          for (int i = 0; i < kOutputs; i += 4) load_four_once(b + out + i, sums[r] + i);
         }
         const float* row = weights + layer.weights + out;
         const auto add = [&](const float* column) {
           float w[kOutputs];
-          load_four(row, w);
-          load_four(row + 4, w + 4);
+#pragma unroll
+          for (int i = 0; i < kOutputs; i += 4) load_four(row + i, w + i);
           row += layer.n_out;
 #pragma unroll
           for (int r = 0; r < kLaneRecords; ++r) {
