@@ -233,8 +233,8 @@ def _base(net: ColorNet, means: Tensor, intrinsic: Tensor, own: Tensor, constant
     for begin in range(0, len(means), _CHUNK):
         rows = slice(begin, begin + _CHUNK)
         base[rows] = own_inputs(net, means[rows], intrinsic[rows]) @ own.T + constant
-    if dtype == torch.float16:
-        # Gaussians that are not finite themselves are counted when they are coloured.
+    # What is not finite to begin with, Gaussian or network, is counted when it colours.
+    if dtype == torch.float16 and bool(own.isfinite().all() & constant.isfinite().all()):
         given = means.isfinite().all(1) & intrinsic.flatten(1).isfinite().all(1)
         if not bool((base.isfinite().all(1) | ~given).all()):
             raise ValueError(_TOO_LARGE.format(name="what it adds for a Gaussian"))
