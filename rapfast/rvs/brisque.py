@@ -5,18 +5,18 @@ A picture's contrast-normalised luminance, and the products of its neighbours in
 Gaussians whose shapes tell noise, blur and compression apart; 18 shape parameters at each of two scales enter a
 support vector regression. Low is good; the natural range is about 0 to 100.
 
-The reference is the PyPI package ``brisque`` (github.com/rehanguha/brisque, releases 0.0.15 to 0.2.0 score alike),
-whose ``score`` takes the [H, W, 3] picture that RAP hands over. Its trained model is kept here in
+The reference is the PyPI package ``brisque`` (github.com/rehanguha/brisque; its releases 0.0.15 to 0.2.0 have the same
+model and the same steps), whose ``score`` takes [H, W, 3] pictures, which is how RAP scores. Its model is kept here in
 ``data/brisque_svr.npz``: 770 support vectors, their weights and the ranges of the features, the numbers of its
 ``svm.txt`` and ``normalize.pickle`` unchanged (Apache License 2.0, Copyright 2024 Rehan Guha). The package itself is
 not needed: it brings OpenCV, SciPy, scikit-image and libsvm with it.
 
 Scores agree with the package's to 1e-4 on most renders. In exactly flat areas the fits count the signs of rounding
-errors, which differ between builds of NumPy, SciPy and OpenCV: on renders the package differs by up to 0.006 points from
-itself and as much from this module, on coarse JPEGs by up to 0.1 from either. The order and the precision of its steps
-are therefore kept, and so are two conventions that are not the paper's: pixels beyond the border count as 0 in local
-means, and the second scale is a cubic interpolation without anti-aliasing. A picture in which nothing varies has no
-score: NaN, as in the package.
+errors, which differ between builds of NumPy, SciPy and OpenCV: on 24 renders the package differed by up to 0.006 points
+from itself and as much from this module, on coarse JPEGs by up to 0.1 from either. The order and the precision of its
+steps are therefore kept, and so are two conventions that are not the paper's: pixels beyond the border count as 0 in
+local means, and the second scale is a cubic interpolation without anti-aliasing. A picture in which nothing varies has
+no score: NaN, as in the package.
 
 A score's bits do not depend on the batch that its picture is in, nor on the device's way of splitting sums: all sums
 are trees of one shape. Nothing waits for the device.
