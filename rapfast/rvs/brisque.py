@@ -15,8 +15,8 @@ Scores agree with the package's to 1e-4 on most renders. In exactly flat areas t
 errors, which differ between builds of NumPy, SciPy and OpenCV: on 24 renders the package differed by up to 0.006 points
 from itself and as much from this module, on coarse JPEGs by up to 0.1 from either. The order and the precision of its
 steps are therefore kept, and so are two conventions that are not the paper's: pixels beyond the border count as 0 in
-local means, and the second scale is a cubic interpolation without anti-aliasing. A picture in which nothing varies has
-no score: NaN, as in the package.
+local means, and the second scale is a cubic interpolation without anti-aliasing. An even picture mostly
+has no score, NaN, as in the package: only rounding varies in it.
 
 A score's bits do not depend on the batch that its picture is in, nor on the device's way of splitting sums: all sums
 are trees of one shape. Nothing waits for the device.
@@ -96,7 +96,7 @@ class Brisque:
                 picture that holds any is NaN, which is below no threshold, and the others' are untouched.
 
         Returns:
-            [B] float64 on the device of ``images``. NaN too for a picture in which nothing varies.
+            [B] float64 on the device of ``images``. NaN too for a black picture, and for most even ones.
 
         Raises:
             TypeError: ``images`` is not a dense floating tensor.
