@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -191,7 +191,24 @@ def test_feature_maps_of_images_kept_or_not_or_given(make, scene, monkeypatch):
     views = make(feature_maps=None, images=list(images), map_bytes=maps[0].nbytes)
     assert_same_batches(epochs(views, 2), want)
     assert sum(made) > 3  # one is kept, the other made for each batch with it
+    bytes_ = (255 * images + 0.5).to(torch.uint8)
+    maps = scene.feature_maps(bytes_.float() / 255)
+    want = epochs(make(feature_maps=maps), 2)
+    assert_same_batches(epochs(make(feature_maps=None, images=bytes_), 2), want)
+    assert_same_batches(epochs(make(feature_maps=None, images=LoadedWhenUsed(bytes_)), 2), want)
     assert_same_batches(epochs(make(feature_maps=lambda numbers: [maps[k] for k in numbers]), 2), want)
+
+
+class LoadedWhenUsed(Sequence):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        assert threading.current_thread().name == "rapfast-views"
+        return self.images[index]
 
 
 # --- nothing but the arguments decides them -----------------------------------------------------------------------
@@ -511,6 +528,7 @@ def test_in_a_data_loader(make, monkeypatch):
         ({"feature_maps": None}, ValueError, "either images or feature_maps must be given"),
         ({"images": torch.rand(2, 3, 40, 40)}, ValueError, "either images or feature_maps must be given, and not both"),
         ({"feature_maps": None, "images": [torch.rand(40, 40)]}, TypeError, r"images\[0\] must be a floating-point"),
+        ({"feature_maps": None, "images": []}, TypeError, "images must be a tensor .* at least one, got list"),
         ({"precision": "fp16"}, NotImplementedError, "that is for a GPU"),
         ({"precision": "fp8"}, ValueError, "precision must be one of"),
     ],

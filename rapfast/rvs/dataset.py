@@ -54,8 +54,9 @@ class RandomViewDataset(IterableDataset):
         cameras: M views to sample around, their intrinsics and their size (`Cameras.from_poses` makes them of poses).
         sampler: a `PoseSampler`; or a function (poses [V, 3, 4] float64 tensor, torch.Generator) -> poses [V, 3, 4] of
             these alone, such as ``lambda poses, rng: sample_kept(sampler, poses, FarFrom(others, 0.1), rng=rng)[0]``.
-        images: R reference images [R, 3, H, W] in 0..1 or a sequence of [3, H, W], on any device. Their feature maps
-            are made at the first use, and kept while they fit into `map_bytes`; others are made for each batch.
+        images: R reference images [R, 3, H, W] or a sequence of [3, H, W], floating point in 0..1 or uint8, on any
+            device; of sequences other than lists and tuples an image is read when it is used. Their feature maps are
+            made at the first use, and kept while they fit into `map_bytes`; others are made for each batch.
         feature_maps: in place of images, as `RapScene.render` takes them, or a function that gives those of a list of
             numbers (a cache, for instance) on the device that renders.
         map_ids: [M] the reference image of each camera; may be left out where R is 1 or M.
@@ -399,8 +400,7 @@ class _Views:
         made = {k: self._made[k] for k in numbers if k in self._made}
         lacking = [k for k in numbers if k not in made]
         if lacking:
-            dtype = self._placed.feature_map_net.final_conv.weight.dtype
-            images = [self.images[k].to(device=self.device, dtype=dtype) for k in lacking]
+            images = [self._image(k) for k in lacking]
             for k, new in zip(lacking, self._placed.feature_maps(images, precision=self.precision), strict=True):
                 made[k] = new
                 n_bytes = new.numel() * new.element_size()
@@ -409,6 +409,12 @@ class _Views:
                     self._made[k] = new.clone(memory_format=torch.preserve_format)
                     self._made_bytes += n_bytes
         return [made[k] for k in numbers]
+
+    def _image(self, number: int) -> Tensor:
+        image = self.images[number]
+        _check_image(f"images[{number}]", image)
+        moved = image.to(self.device).to(self._placed.feature_map_net.final_conv.weight.dtype)
+        return moved / 255 if image.dtype == torch.uint8 else moved
 
 
 def _place(where: Any, scene_device: torch.device) -> tuple[bool, torch.device]:
@@ -443,21 +449,29 @@ def _maps_given(scene: RapScene, images: Any, maps: Any) -> tuple[Maps | None, i
     if (images is None) == (maps is None):
         raise ValueError("either images or feature_maps must be given, and not both")
     if maps is None:
-        given = list(images) if isinstance(images, Tensor | Sequence) else [None]
-        for i, image in enumerate(given):
-            if not isinstance(image, Tensor) or not image.is_floating_point() or image.dim() != 3 or len(image) != 3:
-                raise TypeError(f"images[{i}] must be a floating-point tensor [3, H, W], got {_check.describe(image)}")
-        if not given:
-            raise ValueError("images must hold at least one reference image, got none")
-        return None, len(given)
+        if not isinstance(images, Tensor | Sequence) or isinstance(images, str | bytes) or not len(images):
+            raise TypeError(
+                "images must be a tensor [R, 3, H, W] or a sequence of [3, H, W], at least one, "
+                f"got {_check.describe(images)}"
+            )
+        if isinstance(images, Tensor | list | tuple):
+            for i, image in enumerate(images):
+                _check_image(f"images[{i}]", image)
+        return None, len(images)
     if callable(maps):
         return maps, None
     return check_maps(maps, scene.scene), len(maps)
 
 
+def _check_image(name: str, image: Any) -> None:
+    number = isinstance(image, Tensor) and (image.is_floating_point() or image.dtype == torch.uint8)
+    if not number or image.dim() != 3 or len(image) != 3:
+        raise TypeError(f"{name} must be a floating-point or uint8 tensor [3, H, W], got {_check.describe(image)}")
+
+
 def _moved(tensors: Any, device: torch.device) -> Any:
     if isinstance(tensors, Tensor):
         return tensors.detach().to(device)
-    if isinstance(tensors, Sequence):
+    if isinstance(tensors, list | tuple):
         return [tensor.detach().to(device) for tensor in tensors]
     return tensors
