@@ -46,6 +46,8 @@ from rapfast.appearance.feature_map_net import FeatureMapNet
 from rapfast.appearance.rap_files import box_coordinates
 from rapfast.appearance.rap_scene import RapScene
 from rapfast.cameras import Cameras
+from rapfast.integrations.rap_rvs import install_rvs as install_rvs
+from rapfast.integrations.rap_rvs import uninstall_rvs as uninstall_rvs
 from rapfast.scene import Scene
 
 NAMES: dict[str, str | tuple[str, ...]] = {
