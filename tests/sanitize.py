@@ -285,8 +285,37 @@ def sweep(seed: int) -> int:
         one = ops.NetworkInput("maps", torch.ones(1, dtype=torch.float64), pixels[:1], torch.tensor([0]), boxes)
         ops.network_outputs(means[None], viewmats[:, :1].contiguous(), Ks[:, :1].contiguous(), raw, one)
         calls += 1
+    calls += feature_norms()
     torch.cuda.synchronize()
     return calls + 5
+
+
+def feature_norms() -> int:
+    """What lies between the convolutions of the feature-map network, at odd sizes; returns the number of calls.
+
+    Noise takes the place of what the convolutions give: initcheck does not see all that cuDNN's kernels write.
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from rapfast.appearance import FeatureMapNet
+    from rapfast.appearance.feature_map_cuda import HalfSteps
+
+    class Unconvolved(HalfSteps):
+        def _conv(self, x: Tensor, name: str, *, stride: int = 1, padding: int = 0) -> Tensor:
+            shape = F.conv2d(x.to("meta"), self.convs[name].to("meta"), None, stride, padding).shape
+            return torch.randn(shape, dtype=x.dtype, device=x.device).contiguous(memory_format=torch.channels_last)
+
+    steps = Unconvolved(FeatureMapNet().cuda())
+    cases = [(1, 33, 40), (3, 35, 64), (4, 97, 130), (2, 1, 47)]
+    for n_images, height, width in cases:
+        images = steps.inputs(n_images, height, width).normal_()
+        made = steps.run(images, steps.scratch(n_images))
+        out = torch.full_like(made, torch.nan)
+        steps.finish(made, out)
+        assert bool(out.isfinite().all())
+    return len(cases)
 
 
 def main() -> int:
