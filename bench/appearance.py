@@ -224,25 +224,44 @@ def _rapfast_batch(work: Workload, path: str, batch: int, first: int, maps: Tens
 
 
 def _rapfast_loop(work: Workload, batch: int, maps: Tensor | None, backend: str) -> Tensor:
+    """All views, batch by batch. On a GPU the next batch's feature maps are made, and the last batch is copied to the
+    CPU, on streams of their own while a batch is rendered."""
     post = PostProcess(work.case.network_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, layout="CHW")
-    n, on_gpu = len(work.images), work.images.is_cuda
+    on_gpu, n = work.images.is_cuda, len(work.images)
+    rendering = torch.cuda.current_stream() if on_gpu else None
+    mapping, copying = (_stream_after(rendering), _stream_after(rendering)) if on_gpu else (None, None)
     on_cpu = torch.empty((n, 3, *work.case.network_size), pin_memory=on_gpu)
-    copies = torch.cuda.Stream() if on_gpu else None
-    for first in range(0, n, batch):
-        rows = slice(first, min(n, first + batch))
-        own = work.rap.feature_maps(work.images[rows]) if maps is None else maps[rows]
-        images = _rapfast_batch(work, "rap-loop", rows.stop - first, first, own, backend=backend, postprocess=post)
-        if copies is None:
-            on_cpu[rows] = images
-            continue
-        copies.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(copies):
+    batches = [slice(first, min(n, first + batch)) for first in range(0, n, batch)]
+
+    def maps_of(rows: slice) -> Tensor:
+        with torch.cuda.stream(mapping):
+            return work.rap.feature_maps(work.images[rows]) if maps is None else maps[rows]
+
+    coming = maps_of(batches[0])
+    for rows, following in zip(batches, [*batches[1:], None], strict=True):
+        own = coming
+        if on_gpu:
+            rendering.wait_stream(mapping)
+            own.record_stream(rendering)
+        if following is not None:
+            coming = maps_of(following)
+        views = rows.stop - rows.start
+        images = _rapfast_batch(work, "rap-loop", views, rows.start, own, backend=backend, postprocess=post)
+        if on_gpu:
+            copying.wait_stream(rendering)
+            images.record_stream(copying)
+        with torch.cuda.stream(copying):
             on_cpu[rows].copy_(images, non_blocking=True)
-        images.record_stream(copies)
-    if copies is not None:
-        torch.cuda.current_stream().wait_stream(copies)  # the clock reads this stream
-        copies.synchronize()
+    if on_gpu:
+        rendering.wait_stream(copying)  # the clock reads this one
+        copying.synchronize()
     return on_cpu
+
+
+def _stream_after(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    new = torch.cuda.Stream()
+    new.wait_stream(stream)
+    return new
 
 
 def pictures(path: str, drawn: Any) -> Tensor:
