@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader
 
 from rapfast import Cameras, PostProcess
 from rapfast.appearance import ColorNet, FeatureMapNet, RapScene
-from rapfast.rvs import FarFrom, PoseSampler, sample_kept, world_to_camera
-from rapfast.rvs.dataset import RandomViewDataset
+from rapfast.rvs import FarFrom, PoseSampler, RandomViewDataset, sample_kept, world_to_camera
 from rapfast.scene import Scene
 
 SAMPLER = PoseSampler(0.2, 10.0)
