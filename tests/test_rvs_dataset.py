@@ -466,10 +466,15 @@ def test_what_cannot_go_to_a_process(make):
         next(iter(make(lambda poses, rng: poses, where="process")))
 
 
-def test_interpreter_exit():
-    """Loops that are open when a script ends, by itself and by an exception, in threads and in processes."""
-    tests = Path(__file__).parent
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("raise SystemExit(7)", 7), pytest.param("os.kill(os.getpid(), signal.SIGKILL)", -9, marks=pytest.mark.slow)],
+)
+def test_interpreter_exit(end, code):
+    """A script that ends while loops are open, in a thread and in a process."""
     script = """
+        import os
+        import signal
         import sys
         sys.path.insert(0, {tests!r})
         import test_rvs_dataset as t
@@ -480,15 +485,19 @@ def test_interpreter_exit():
             views = t.RandomViewDataset(scene, cameras, t.SAMPLER, **t.given.__wrapped__(a), where=where)
             kept.append((views, iter(views)))
             next(kept[-1][1])
-        print("rendered", *[one.pid for one in t.workers() if hasattr(one, "pid")])
-        raise SystemExit(7)
+        print("rendered", *[one.pid for one in t.workers() if hasattr(one, "pid")], flush=True)
+        {end}
     """
-    script = textwrap.dedent(script).format(tests=str(tests))
+    script = textwrap.dedent(script).format(tests=str(Path(__file__).parent), end=end)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
-    assert (done.returncode, done.stderr) == (7, "")
-    _, pid = done.stdout.split()
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
+    assert (done.returncode, done.stderr) == (code, "")
+    pid = int(done.stdout.split()[1])
+    deadline = time.monotonic() + 30  # after a kill, its process has yet to see that it is alone
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(pid, 0)
+            time.sleep(0.05)
+        pytest.fail("the process that renders is still there")
 
 
 # --- DataLoader, arguments ----------------------------------------------------------------------------------------
