@@ -16,6 +16,7 @@ from rapfast import Scene
 from rapfast.appearance import ColorNet, FeatureMapNet, RapScene
 from rapfast.rvs import PoseSampler
 from rapfast.rvs.brisque import Brisque
+from rapfast.rvs.map_cache import FeatureMapCache
 from rapfast.rvs.output import PictureWriter, ViewBuffer, to_pixels
 from rapfast.rvs.references import ReferenceMaps
 from rapfast.rvs.synthesis import RandomViewSynthesizer
@@ -554,20 +555,34 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
 
 def test_reference_maps_are_made_by_number_and_kept(scene, monkeypatch):
     images = [torch.rand(3, 40, 50), torch.randint(0, 256, (3, 34, 36), dtype=torch.uint8), torch.rand(3, 40, 50)]
-    made: list[int] = []
     whole = RapScene.feature_maps
-    monkeypatch.setattr(RapScene, "feature_maps", lambda self, pictures, **options: (
-        made.append(len(pictures)), whole(self, pictures, **options))[1])  # fmt: skip
-    maps = ReferenceMaps(scene, images, keep=2)
+    made: list[int] = []
+
+    def counted(self, pictures, **options):
+        made.append(len(pictures))
+        return whole(self, pictures, **options)
+
+    monkeypatch.setattr(RapScene, "feature_maps", counted)
+    maps = ReferenceMaps(scene, images)
     first = maps([2, 1, 2])
     assert torch.equal(first[0], whole(scene, [images[2]])[0])
     assert torch.equal(first[1], whole(scene, [images[1].float() / 255])[0])
     assert first[0] is first[2]
-    assert made == [2]
-    assert maps([1])[0] is first[1]
-    maps([0])
-    maps([2])
-    assert made == [2, 1, 1]
+    assert sum(made) == 2
+    assert torch.equal(maps([1])[0], first[1])
+    assert sum(made) == 2
+    assert maps([]) == []
+    # A cache finds an image by its content, whatever its number.
+    again = ReferenceMaps(scene, images[::-1], cache=maps.cache)([1])
+    assert torch.equal(again[0], first[1])
+    assert sum(made) == 2
+
+
+def test_a_cache_of_another_scene_is_refused(scene, sparse):
+    with pytest.raises(ValueError, match="cache must be of the scene"):
+        ReferenceMaps(scene, [], cache=FeatureMapCache(sparse))
+    with pytest.raises(ValueError, match="cache must be of the scene and the precision"):
+        ReferenceMaps(scene, [], "fp32", FeatureMapCache(scene))
 
 
 def test_views_by_reference_images_and_by_their_maps_are_the_same(scene):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,36 +10,41 @@ from torch import Tensor
 
 from rapfast import _check as check
 from rapfast.appearance.rap_scene import RapScene
+from rapfast.rvs.map_cache import FeatureMapCache, image_key
 
 
 class ReferenceMaps:
-    """Makes the feature maps of reference images when they are asked for, and keeps the latest.
+    """Makes the feature maps of reference images when they are asked for, and keeps them in a cache.
 
     Args:
         scene: whose network makes them; on its device.
         images: raw RGB, not normalised: [R, 3, H, W], a sequence of [3, H, W] that may differ in size, or a function
-            that takes a number and gives one. Floating in 0..1 or uint8, on any device.
-        precision: as in `RapScene.feature_maps`.
-        keep: so many maps are kept, those asked for last. An image must stay what it is meanwhile.
+            that takes a number and gives one. Floating in 0..1 or uint8, on any device. The image of a number must
+            stay what it is.
+        precision: as in `RapScene.feature_maps`; None with a cache is the cache's.
+        cache: of the same scene, which may have a folder that outlives the process; None makes one in the memory of
+            the scene's device, with `FeatureMapCache`'s budget.
 
     Raises:
-        TypeError: `images` is neither.
+        TypeError, ValueError: `images` is neither; the cache is another scene's or of another precision.
     """
 
-    def __init__(self, scene: RapScene, images: Any, precision: str | None = None, keep: int = 32) -> None:
+    def __init__(
+        self, scene: RapScene, images: Any, precision: str | None = None, cache: FeatureMapCache | None = None
+    ) -> None:
         is_sequence = isinstance(images, (Tensor, Sequence)) and not isinstance(images, (str, bytes))
         if not (is_sequence or callable(images)):
             raise TypeError(
                 "images must be a tensor [R, 3, H, W], a sequence of [3, H, W] or a function that gives them by "
                 f"number, got {check.describe(images)}"
             )
-        self.scene = scene
-        self.precision = precision
+        self.cache = FeatureMapCache(scene, precision=precision) if cache is None else cache
+        if self.cache.scene is not scene or precision not in (None, self.cache.precision):
+            raise ValueError("cache must be of the scene and the precision that it is used with")
+        self._dtype = scene.feature_map_net.final_conv.weight.dtype
         self._get: Callable[[int], Any] = images.__getitem__ if is_sequence else images
         self._count = len(images) if is_sequence else None
-        self._keep = check.integer("keep", keep, 0, 1 << 40)
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
-        self._looked_at: set[int] = set()
+        self._keys: dict[int, str] = {}
 
     def __call__(self, ids: Sequence[int]) -> list[Tensor]:
         """[48, h, w] of each image of `ids`.
@@ -49,22 +53,27 @@ class ReferenceMaps:
             IndexError: there is no such image.
             TypeError, ValueError: an image is not as said; values are looked at the first time only.
         """
-        missing = [i for i in dict.fromkeys(ids) if i not in self._kept]
-        made = dict(zip(missing, self._make(missing), strict=True)) if missing else {}
-        result = [made[i] if i in made else self._kept[i] for i in ids]
-        for i, feature_map in zip(ids, result, strict=True):
-            self._kept[i] = feature_map
-            self._kept.move_to_end(i)
-        while len(self._kept) > self._keep:
-            self._kept.popitem(last=False)
-        return result
+        if not ids:
+            return []
+        numbers = {self._key(i): i for i in ids}
+        return self.cache.get(keys=[self._keys[i] for i in ids], load=lambda key: self._floating(numbers[key]))
 
-    def _make(self, ids: Sequence[int]) -> list[Tensor]:
-        dtype = self.scene.feature_map_net.final_conv.weight.dtype
-        images = [self._image(i).to(self.scene.scene.device, non_blocking=True) for i in ids]
-        pictures = [image.to(dtype) / 255 if image.dtype == torch.uint8 else image for image in images]
-        with torch.no_grad():
-            return list(self.scene.feature_maps(pictures, precision=self.precision))
+    def _key(self, i: int) -> str:
+        """Of an image's content; the image is checked when it is first asked for."""
+        if i not in self._keys:
+            image = self._image(i)
+            if image.dtype != torch.uint8:
+                low, high = (float(value) for value in image.aminmax())
+                if not (low >= -1e-3 and high <= 1.001):
+                    raise ValueError(
+                        f"reference image {i} must be raw RGB in 0..1 (not normalised), got values in {low:g}..{high:g}"
+                    )
+            self._keys[i] = image_key(image)
+        return self._keys[i]
+
+    def _floating(self, i: int) -> Tensor:
+        image = self._image(i).to(self.cache.scene.scene.device, non_blocking=True)
+        return image.to(self._dtype) / 255 if image.dtype == torch.uint8 else image
 
     def _image(self, i: int) -> Tensor:
         if self._count is not None and not 0 <= i < self._count:
@@ -75,9 +84,4 @@ class ReferenceMaps:
             raise TypeError(f"{name} must be a tensor [3, H, W], got {check.describe(image)}")
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise TypeError(f"{name} must be floating point in 0..1 or uint8, got {check.describe(image)}")
-        if i not in self._looked_at and image.dtype != torch.uint8:
-            low, high = (float(value) for value in image.detach().aminmax())
-            if not (low >= -1e-3 and high <= 1.001):
-                raise ValueError(f"{name} must be raw RGB in 0..1 (not normalised), got values in {low:g}..{high:g}")
-        self._looked_at.add(i)
         return image.detach()

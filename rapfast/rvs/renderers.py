@@ -38,6 +38,7 @@ from rapfast import _check as check
 from rapfast.appearance.rap_scene import RapScene, load_rap
 from rapfast.rvs.brisque import Brisque
 from rapfast.rvs.brisque_loop import Shown, SyntheticViews
+from rapfast.rvs.map_cache import FeatureMapCache
 from rapfast.rvs.output import PictureWriter, to_pixels
 from rapfast.rvs.poses import WEIGHTS, PoseSampler, as_numbers, bounding_box, draw_weights
 from rapfast.rvs.references import ReferenceMaps
@@ -75,7 +76,9 @@ ROLES: dict[str, Role] = {
     "epochs": Role("configs", ("epochs",), None, "the process renders while `epoch` is below it; None: until stopped"),
     "seed": Role("configs", (), None, "of numpy's generator in the spawned process; None leaves it unseeded"),
     "precision": Role("configs", (), None, "of the colour network and the feature maps, as in RapScene.render"),
-    "destination": Role("configs", (), "cpu", "where images end up: cpu, pinned or device"),
+    "map_bytes": Role("configs", (), 4 << 30, "memory of the device for kept feature maps"),
+    "map_pinned_bytes": Role("configs", (), 0, "memory of the host for those that do not fit there"),
+    "destination": Role("configs", (), "cpu", "where images end up: cpu; pinned or device without a process"),
     "poses": Role("dataset", ("poses",), REQUIRED, "training poses [M, 3, 4], [M, 4, 4] or [M, 12], camera-to-world"),
     "images": Role("dataset", ("original_images", "images"), REQUIRED, "raw reference images [3, H, W], in 0..1 or "
                    "uint8: a tensor, a sequence or a function of the number"),
@@ -142,7 +145,11 @@ class GaussianRenderer(_SPAWN.Process):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.gaussians = scene.to(device)
-        self.references = ReferenceMaps(self.gaussians, self._role("images"), self._role("precision"))
+        cache = FeatureMapCache(
+            self.gaussians, gpu_bytes=self._role("map_bytes"), pinned_bytes=self._role("map_pinned_bytes"),
+            precision=self._role("precision"),
+        )  # fmt: skip
+        self.references = ReferenceMaps(self.gaussians, self._role("images"), cache=cache)
 
     @torch.no_grad()
     def render_set(self, name: str) -> tuple[Tensor, Tensor]:
@@ -175,6 +182,10 @@ class GaussianRenderer(_SPAWN.Process):
                 np.random.seed(seed)
             if self.gaussians is None:
                 self.load_gaussians()
+            if (destination := self._role("destination")) != "cpu":
+                raise ValueError(
+                    f"destination must be 'cpu' in a process, whose queue takes no other, got {destination!r}"
+                )
             last = self._role("epochs")
             step = check.integer("refresh_rate", self._role("refresh_rate"), 1, 1 << 40)
             while not self._stopped.is_set() and (last is None or self.epoch < last):

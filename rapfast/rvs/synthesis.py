@@ -109,9 +109,13 @@ class RandomViewSynthesizer:
             self.background = background.to(like.device, like.dtype)
         size = None if self.size == self.render_size else self.size
         mean, std = (None if numbers is None else tuple(numbers) for numbers in (self.mean, self.std))
-        # In RAP the clamp never happens: colours may be beyond 0..1.
+        # Nothing is clamped, as in RAP.
         self._finished = PostProcess(size=size, mean=mean, std=std, layout="CHW", dtype=self.dtype)
         self._plain = PostProcess(size=size, layout="CHW", dtype=torch.float32)
+        self._mean, self._std = (
+            None if numbers is None else torch.tensor(numbers, device=like.device)[:, None, None]
+            for numbers in (mean, std)
+        )  # fmt: skip
         self._limit = self.batch_size
 
     # --- the three ways ----------------------------------------------------------------------------------------------
