@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -425,6 +426,31 @@ def test_errors_are_raised_in_the_loop(make):
     assert "in __call__" in str(caught.value) and 'raise LookupError("no more poses today")' in str(caught.value)
     assert workers() == []
     assert_same_batches(list(views), want[6:])  # it may go on
+
+
+def test_out_of_memory_halves_what_is_rendered_at_once(make, monkeypatch):
+    with make(batch_size=7) as views:
+        want = epochs(views, 2)
+    render, tried = RapScene.render, []
+
+    def small(self, viewmats, *args, **options):
+        tried.append(len(viewmats))
+        if len(viewmats) > 2:
+            raise torch.cuda.OutOfMemoryError("out of memory, as if")
+        return render(self, viewmats, *args, **options)
+
+    monkeypatch.setattr(RapScene, "render", small)
+    with pytest.warns(RuntimeWarning, match="ran out of memory") as told:
+        assert_same_batches(list(make(batch_size=7)), want[:1])
+    assert [str(one.message).split()[-5] for one in told] == ["3", "1"]
+    assert tried[:9] == [7, 3, *[1] * 7]
+    views = make(batch_size=7)
+    with pytest.warns(RuntimeWarning):
+        assert_same_batches(epochs(views, 2), want)
+    with pytest.raises(RuntimeError, match="out of memory, as if"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        monkeypatch.setattr(RapScene, "render", lambda *_, **__: small(None, [0, 0, 0]))
+        list(make())
 
 
 @pytest.mark.parametrize(

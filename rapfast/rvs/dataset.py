@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ..cameras import Cameras
 from ..postprocess import PostProcess
 from .poses import WEIGHTS, PoseSampler, as_poses, weight_range, world_to_camera
 from .producers import Batch, ProcessProducer, Producer, ThreadProducer
+from .synthesis import out_of_memory
 
 Maps = Tensor | Sequence[Tensor] | Callable[[list[int]], Sequence[Tensor]]
 
@@ -60,7 +62,7 @@ class RandomViewDataset(IterableDataset):
         feature_maps: in place of images, as `RapScene.render` takes them, or a function that gives those of a list of
             numbers (a cache, for instance) on the device that renders.
         map_ids: [M] the reference image of each camera; may be left out where R is 1 or M.
-        batch_size: views of a batch.
+        batch_size: views of a batch. Where memory runs out they are rendered in smaller groups, with a RuntimeWarning.
         views_per_epoch: None is M.
         weights: (low, high) of the weights' uniform distribution.
         postprocess: on the device that renders; its layout is always "CHW". None leaves colours as they are.
@@ -282,6 +284,7 @@ class _Views:
         self._made: dict[int, Tensor] = {}
         self._made_bytes = 0
         self._planned: tuple[int, _Plan] | None = None
+        self._at_once = self.batch_size
         self._generation = -1
         self._kept: Tensor | None = None
         self._have = torch.zeros(0, dtype=torch.bool)
@@ -379,6 +382,28 @@ class _Views:
         return torch.index_select(self._kept, 0, views, out=images)
 
     def _render(self, plan: _Plan, views: Tensor) -> Tensor:
+        parts = list(views.split(self._at_once))
+        done: list[Tensor] = []
+        while len(done) < len(parts):
+            try:
+                done.append(self._rendered(plan, parts[len(done)]))
+                continue
+            except Exception as error:
+                if not out_of_memory(error) or len(parts[len(done)]) == 1:
+                    raise
+            # Behind the handler, which keeps alive what the failed call had made.
+            self._at_once = len(parts[len(done)]) // 2
+            parts[len(done) :] = torch.cat(parts[len(done) :]).split(self._at_once)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            warnings.warn(
+                f"rendering ran out of memory: from now on {self._at_once} views at a time",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return torch.cat(done) if len(done) > 1 else done[0]
+
+    def _rendered(self, plan: _Plan, views: Tensor) -> Tensor:
         scene, cameras = self._placed, plan.cameras[views]
         references = [self.references[k] for k in cameras.tolist()]
         used = sorted(set(references))
