@@ -63,8 +63,8 @@ def counts(cache: FeatureMapCache) -> tuple[int, int, int, int]:
 def test_fingerprints_tell_apart_what_differs():
     a = torch.arange(6.0)
     parts = [
-        a, a.view(2, 3), a.double(), a.int(), a + 0.0001, a.numpy(), [a[:3], a[3:]], [a[:2], a[2:]], "ab", b"ab", ["a", "b"],
-        ["ab", ""], {"a": "b"}, None, 0, False, 0.0, -0.0, [], {}, "", [None], [[]], (0, 1), 10, "10",
+        a, a.view(2, 3), a.double(), a.int(), a + 0.0001, a.numpy(), [a[:3], a[3:]], [a[:2], a[2:]], "ab", b"ab",
+        ["a", "b"], ["ab", ""], {"a": "b"}, None, 0, False, 0.0, -0.0, [], {}, "", [None], [[]], (0, 1), 10, "10",
     ]  # fmt: skip
     seen = [fingerprint(part) for part in parts]
     assert len(set(seen)) == len(parts)
@@ -518,9 +518,7 @@ def test_tiers_on_a_gpu(tmp_path, precision):
     images = [torch.rand(3, 120, 214, generator=torch.Generator().manual_seed(i)) for i in range(6)]
     want = [scene.feature_maps([image.cuda()], precision=precision)[0] for image in images]
     size = want[0].numel() * want[0].element_size()
-    cache = FeatureMapCache(
-        scene, gpu_bytes=2 * size, pinned_bytes=2 * size, disk_dir=tmp_path, precision=precision
-    )
+    cache = FeatureMapCache(scene, gpu_bytes=2 * size, pinned_bytes=2 * size, disk_dir=tmp_path, precision=precision)
     for order in ([0, 1, 2, 3, 4, 5], [0, 5, 3, 3, 1, 2], [2, 4]):
         for a, i in zip(cache.get([images[i] for i in order]), order, strict=True):
             assert a.is_cuda and torch.equal(a, want[i]) and a.permute(1, 2, 0).is_contiguous()

@@ -1,4 +1,4 @@
-"""The `rapfast` command: info, render, demo, convert.
+"""The `rapfast` command: info, render, demo, rvs, convert.
 
 Each subcommand is a dataclass whose fields are its options and whose `run()` does the work; tyro turns the fields and
 their docstrings into the parser and its help. Whatever goes wrong ends in one sentence on stderr and an exit status:
@@ -27,6 +27,9 @@ rapfast render guitar.ply --orbit 24 --out pictures
 
 rapfast render scene.ply --cameras sparse/0 --out pictures
   with the capture's own cameras: COLMAP, transforms.json, cameras.json
+
+rapfast rvs output/church --poses data/church/sparse/0 --views 5000 --out church_views
+  random views of a RAP scene around known poses, as pictures, poses and a manifest
 
 rapfast convert scene.ply scene.spz
   another file format
@@ -76,8 +79,9 @@ def _parse(arguments: list[str]) -> Command:
     from .demo import Demo
     from .info import Info
     from .render import Render
+    from .rvs import Rvs
 
-    commands = {"render": Render, "demo": Demo, "convert": Convert, "info": Info}
+    commands = {"render": Render, "demo": Demo, "rvs": Rvs, "convert": Convert, "info": Info}
     return tyro.extras.subcommand_cli_from_dict(
         commands, prog="rapfast", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )

@@ -1,0 +1,305 @@
+"""`rapfast rvs`: a set of random views of a RAP scene, as pictures, poses and a manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from ..appearance import RapScene, load_rap
+from ..cameras import Cameras
+from ..rvs.brisque import MIN_SIZE
+from ..rvs.hashes import fingerprint, scene_fingerprint, software
+from ..rvs.poses import PoseSampler, bounding_box, weight_range
+from .common import Command, parse_device, parse_size
+from .output import BackgroundWriter
+from .progress import Progress
+from .rvs_folder import SetFolder
+from .rvs_references import References, find_references
+from .rvs_views import RandomViews, camera_to_world
+
+KINDS = {"default": "default", "xz": "xz_plane", "uniform": "uniform_sphere", "sphere": "uniform_sphere"}
+
+_ELSEWHERE = ("out", "batch", "cache", "refresh", "device", "overwrite", "debug")
+"""Options that decide where and how, not what: the manifest leaves them out."""
+
+
+@dataclass(kw_only=True)
+class Rvs(Command):
+    """Render random views of a RAP scene around known poses: random-view synthesis.
+
+    By example:
+
+    rapfast rvs output/church --poses data/church/sparse/0 --views 5000 --out church_views
+      5000 views around the training poses, each in the light of its pose's own training image, under weights from
+      0 to 2; pictures, cameras.json and manifest.json.
+
+    rapfast demo --appearance --save-scene --out demo_out
+    rapfast rvs demo_out/model --poses demo_out/cameras.json --reference demo_out/row_0_reference_day.png
+    demo_out/row_1_reference_evening.png --reference-size 192x108 --views 16 --size 214x120 --out rvs_out
+      a scene to try it with (the second command is one line).
+
+    rapfast rvs MODEL --poses transforms.json --views 1000 --brisque 40 --resize 427x240 --out out
+      of up to 8 poses for a view, the first whose picture scores below 40, else the best.
+
+    Interrupted, even killed, and given again, the command goes on where it was; the set is in the end the same to the
+    last byte, on one machine with one version. More --views extend a set. A picture that is not what was written any
+    more is rendered again. Only one process at a time may write to a folder.
+
+    View i is drawn by a generator of its own, seeded by --seed and i, around pose i modulo their number. For the draws
+    of RAP's training loop, number by number, use rapfast.rvs from Python.
+    """
+
+    model: Annotated[Path, tyro.conf.arg(metavar="MODEL"), tyro.conf.Positional]
+    """Folder of a trained RAP scene, with cfg_args and ckpts_point_cloud."""
+
+    poses: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """Poses to draw around: COLMAP folder, transforms.json, cameras.json."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for the set; made where it does not exist."""
+
+    views: Annotated[int, tyro.conf.arg(metavar="N")]
+    """Number of views."""
+
+    reference: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR|IMAGE ...")] = ()
+    """Reference images, or folders of them. Where each pose's image is among them by its name, a view takes its
+    pose's, otherwise one at random. Default: the scene's training images."""
+
+    reference_size: Annotated[str | None, tyro.conf.arg(metavar="WxH")] = None
+    """Scale reference images to this size first. The network expects the size that it was trained with."""
+
+    seed: int = 0
+    """Seed of all draws."""
+
+    batch: int = 8
+    """Views rendered in one call; changes no pixel."""
+
+    sampler: Literal["default", "xz", "uniform", "sphere"] = "default"
+    """RAP's: default (three angles, turned about the world's origin, and a move), xz (in the plane), uniform and sphere
+    (one angle about a random axis, and a move within a ball)."""
+
+    distance: Annotated[float, tyro.conf.arg(metavar="X")] = 0.2
+    """Range of the moves, in scene units (metres)."""
+
+    angle: Annotated[float, tyro.conf.arg(metavar="A")] = 10.0
+    """Range of the turns, in degrees."""
+
+    d_max: Annotated[float | None, tyro.conf.arg(metavar="D")] = None
+    """Keep centres within the box around the given poses, grown by this."""
+
+    weights: Annotated[tuple[float, float], tyro.conf.arg(metavar="LOW HIGH")] = (0.0, 2.0)
+    """Range of the weight of the appearance; 1 1 for the reference image's light as it is."""
+
+    size: Annotated[str | None, tyro.conf.arg(metavar="WxH")] = None
+    """Size to render at; default: that of the poses."""
+
+    resize: Annotated[str | None, tyro.conf.arg(metavar="WxH")] = None
+    """Size to save, by bilinear interpolation of what was rendered."""
+
+    brisque: Annotated[float | None, tyro.conf.arg(metavar="T")] = None
+    """Draw poses until a view's BRISQUE score (low is good), at weight 1, is below T."""
+
+    attempts: Annotated[int, tyro.conf.arg(metavar="K")] = 8
+    """At most this many poses for a view, with --brisque; then the best is taken."""
+
+    format: Literal["png", "jpeg"] = "png"
+    """Of the pictures."""
+
+    quality: int = 95
+    """Of JPEG, 1 to 100; colours are not subsampled."""
+
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Keep feature maps and views here, for other runs. Only views drawn before are found again."""
+
+    refresh: Literal["always", "changed"] = "changed"
+    """With --cache: render every view, or those alone that are not there."""
+
+    precision: Literal["fp16", "fp32"] | None = None
+    """Of the networks; default: fp16 on a GPU, fp32 on the CPU."""
+
+    iteration: int | None = None
+    """Of the training; default: the last."""
+
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
+    """auto, cpu, cuda or cuda:NUMBER."""
+
+    overwrite: bool = False
+    """Begin anew in a folder that holds another set."""
+
+    def run(self) -> None:
+        """Check everything that can be checked, then render what is not there."""
+        size, resize, reference_size = self._check()
+        device = parse_device(self.device)
+        cameras = _cameras(self.poses, size)
+        # MKL settles how accurate its exponential is in the first call; where two threads make it, one was seen to get
+        # an error of 1e-4, and so the file's scales other bits, in one run of seven.
+        torch.zeros(1).exp_()
+        scene = load_rap(self.model, self.iteration)
+        references = find_references(
+            self.reference, cameras.names, self.model, scene.config, self.poses, reference_size
+        )
+        sampler = self._sampler(cameras)
+        settings = self._settings(scene, cameras, references, sampler, resize, device)
+        views = RandomViews(
+            scene.to(device), cameras, references, sampler, saved_size=resize or (cameras.width, cameras.height),
+            seed=self.seed, weights=self.weights, batch=self.batch, precision=self.precision,
+            brisque=None if self.brisque is None else (self.brisque, self.attempts),
+        )  # fmt: skip
+        with (
+            _notes(),
+            SetFolder(self.out, settings, self.views, overwrite=self.overwrite) as folder,
+            views.cached(self.cache, self.refresh),
+        ):
+            todo = [i for i in range(self.views) if i not in folder.views]
+            if len(todo) < self.views:
+                print(f"{self.views - len(todo)} of {self.views} views are there already")
+            progress = self._render(views, folder, todo)
+            folder.finish(self._head(settings, references.of_pose is not None))
+        print(f"{progress.summary()} -> {self.out / 'manifest.json'}")
+        for line in views.statistics():
+            print(line)
+
+    def _render(self, views: RandomViews, folder: SetFolder, todo: Sequence[int]) -> Progress:
+        """Render and write; encoding and writing run beside it on a few threads."""
+        with Progress("rendering", len(todo)) as progress, contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(BackgroundWriter()) for _ in range(min(4, os.cpu_count() or 1))]
+            first = 0
+            while first < len(todo):
+                part = todo[first : first + views.batch]
+                pictures = views.render(part)
+                for index, (image, entry) in zip(part, pictures, strict=True):
+                    writers[index % len(writers)].add(self._write, folder, index, image, entry)
+                first += len(part)
+                progress.advance(len(part))
+        return progress
+
+    def _write(self, folder: SetFolder, index: int, image: np.ndarray, entry: dict[str, Any]) -> None:
+        folder.write(index, self.file_name(index), self._encoded(image), entry)
+
+    def file_name(self, index: int) -> str:
+        return f"view_{index:06d}.{'png' if self.format == 'png' else 'jpg'}"
+
+    def _encoded(self, image: np.ndarray) -> bytes:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        if self.format == "png":
+            picture.save(buffer, format="PNG", compress_level=4)
+        else:
+            picture.save(buffer, format="JPEG", quality=self.quality, subsampling=0)
+        return buffer.getvalue()
+
+    def _check(self) -> tuple[tuple[int, int] | None, ...]:
+        for name in ("views", "batch", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"--seed must be within 0..2^64 - 1, got {self.seed}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality must be within 1..100, got {self.quality}")
+        for name in ("distance", "angle", "d_max"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be a number >= 0, got {value:g}")
+        if self.brisque is not None and not math.isfinite(self.brisque):
+            raise ValueError(f"--brisque must be a finite score, got {self.brisque:g}")
+        weight_range("--weights", self.weights)
+        texts = (("--size", self.size), ("--resize", self.resize), ("--reference-size", self.reference_size))
+        return tuple(parse_size(text, option) if text else None for option, text in texts)
+
+    def _sampler(self, cameras: Cameras) -> PoseSampler:
+        box = None if self.d_max is None else bounding_box(camera_to_world(cameras), self.d_max)
+        return PoseSampler(self.distance, self.angle, KINDS[self.sampler], box)
+
+    def _settings(
+        self, scene: RapScene, cameras: Cameras, references: References, sampler: PoseSampler,
+        resize: tuple[int, int] | None, device: torch.device,
+    ) -> dict[str, Any]:  # fmt: skip
+        """All that decides the pictures, for the folder to compare."""
+        from PIL import __version__ as pillow
+
+        width, height = resize or (cameras.width, cameras.height)
+        if self.brisque is not None and min(width, height) < MIN_SIZE:
+            raise ValueError(f"--brisque needs pictures of at least {MIN_SIZE}x{MIN_SIZE}, got {width}x{height}")
+        own = {
+            "model": scene_fingerprint(scene),
+            "poses": fingerprint(cameras.viewmats, cameras.Ks, cameras.width, cameras.height),
+            "references": fingerprint(references.names, references.fingerprints, references.of_pose or []),
+            "reference_size": references.size,
+            "seed": self.seed,
+            "sampler": sampler.kind,
+            "distance": sampler.translation,
+            "angle": sampler.rotation,
+            "d_max": self.d_max,
+            "weights": list(self.weights),
+            "size": [cameras.width, cameras.height],
+            "resize": resize,
+            "brisque": self.brisque,
+            "attempts": None if self.brisque is None else self.attempts,
+            "format": self.format if self.format == "png" else f"jpeg {self.quality}",
+            "precision": self.precision,
+        }
+        return own | software(device) | {"pillow": pillow}
+
+    def _head(self, settings: dict[str, Any], paired: bool) -> dict[str, Any]:
+        """What the manifest says of the whole set."""
+        width, height = settings["resize"] or settings["size"]
+        return {
+            "command": self._command(),
+            "versions": {name: settings[name] for name in ("rapfast", "torch", "numpy", "pillow")},
+            "width": width,
+            "height": height,
+            "reference_of_a_view": "that of its pose" if paired else "drawn",
+        }
+
+    def _command(self) -> list[str]:
+        """The command that makes this set again, without what says where."""
+        words = ["rapfast", "rvs", str(self.model)]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name == "model" or option.name in _ELSEWHERE or value == option.default:
+                continue
+            assert option.default is not MISSING or option.name in ("poses", "views"), option.name
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{option.name.replace('_', '-')}", *map(str, values)]
+        return words
+
+
+def _cameras(path: Path, size: tuple[int, int] | None) -> Cameras:
+    """All poses of a file or folder, in its order, at one image size."""
+    if not path.exists():
+        raise FileNotFoundError(f"--poses: there is no file or folder {str(path)!r}")
+    groups = [group for group in Cameras.groups(path) if len(group)]
+    if not groups:
+        raise ValueError(f"{path}: holds no cameras")
+    if size is None and len(groups) > 1:
+        sizes = ", ".join(f"{group.width}x{group.height}" for group in groups[:5])
+        raise ValueError(f"{path}: images differ in size ({sizes}): give --size WxH to render all at one")
+    groups = [group.resize(*size) for group in groups] if size else groups
+    order = np.argsort(np.concatenate([group.indices or range(len(group)) for group in groups]))
+    viewmats, Ks = (torch.cat([getattr(g, name) for g in groups])[order] for name in ("viewmats", "Ks"))
+    names = [name for group in groups for name in group.names or []]
+    names = [names[i] for i in order] if len(names) == len(order) else None
+    return Cameras(viewmats, Ks, groups[0].width, groups[0].height, names)
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """While a `with` block runs, warnings are notes on stderr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+        yield
