@@ -45,10 +45,11 @@ class Rvs(Command):
       5000 views around the training poses, each in the light of its pose's own training image, under weights from
       0 to 2; pictures, cameras.json and manifest.json.
 
-    rapfast demo --appearance --save-scene --out demo_out
+    rapfast demo --appearance --save-scene --views 4 --out demo_out
+      a scene to try it with; then
+
     rapfast rvs demo_out/model --poses demo_out/cameras.json --reference demo_out/row_0_reference_day.png
     demo_out/row_1_reference_evening.png --reference-size 192x108 --views 16 --size 214x120 --out rvs_out
-      a scene to try it with (the second command is one line).
 
     rapfast rvs MODEL --poses transforms.json --views 1000 --brisque 40 --resize 427x240 --out out
       of up to 8 poses for a view, the first whose picture scores below 40, else the best.
@@ -74,11 +75,10 @@ class Rvs(Command):
     """Number of views."""
 
     reference: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR|IMAGE ...")] = ()
-    """Reference images, or folders of them. Where each pose's image is among them by its name, a view takes its
-    pose's, otherwise one at random. Default: the scene's training images."""
+    """Images or folders. A view takes its pose's where names tell, else one at random. Default: training images."""
 
     reference_size: Annotated[str | None, tyro.conf.arg(metavar="WxH")] = None
-    """Scale reference images to this size first. The network expects the size that it was trained with."""
+    """Scale reference images to this size first: that of the network's training, where it is another."""
 
     seed: int = 0
     """Seed of all draws."""
@@ -87,8 +87,7 @@ class Rvs(Command):
     """Views rendered in one call; changes no pixel."""
 
     sampler: Literal["default", "xz", "uniform", "sphere"] = "default"
-    """RAP's: default (three angles, turned about the world's origin, and a move), xz (in the plane), uniform and sphere
-    (one angle about a random axis, and a move within a ball)."""
+    """RAP's: three angles and a move; in the xz plane; an angle about any axis and a move in a ball (both names)."""
 
     distance: Annotated[float, tyro.conf.arg(metavar="X")] = 0.2
     """Range of the moves, in scene units (metres)."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rapfast import _check as check
 from rapfast.appearance import RapScene
@@ -30,6 +30,8 @@ MAX_BYTES = 1 << 50
 
 _MADE_AT_ONCE = 8
 """Images that go through the network in one call: the most that run side by side."""
+
+_MAX_NAMES = 1 << 16
 
 
 @dataclass
@@ -118,7 +120,9 @@ class FeatureMapCache:
         self._device = _Memory(budgets["gpu_bytes"])
         self._host = _Memory(budgets["pinned_bytes"])
         self._disk = None if disk_dir is None else _Disk(Path(disk_dir), budgets["disk_bytes"])
-        self._network: tuple[tuple, str] | None = None
+        self._maker: tuple[tuple, str] | None = None
+        self._modules: tuple[nn.Module, list[nn.Module]] | None = None
+        self._names: dict[Hashable, str] = {}
 
     @property
     def gpu_bytes(self) -> int:
@@ -166,9 +170,8 @@ class FeatureMapCache:
             images = list(images)
             if keys is not None and len(keys) != len(images):
                 raise ValueError(f"keys must hold one key for each of {len(images)} images, got {len(keys)}")
-        names = [image_key(image) for image in images] if keys is None else [fingerprint(key) for key in keys]
-        made_by = fingerprint(self._network_key(), software(self.scene.scene.device), repr(self.precision))
-        wanted = [fingerprint(made_by, name) for name in names]
+        self._check_maker()
+        wanted = [self._wanted(key) for key in (map(image_key, images) if keys is None else keys)]
         places = {key: i for i, key in reversed(list(enumerate(wanted)))}
         found: dict[str, Tensor] = {}
         missing = []
@@ -196,15 +199,29 @@ class FeatureMapCache:
         self._device.clear()
         self._host.clear()
 
-    def _network_key(self) -> str:
-        """The network's fingerprint, taken again where a tensor of it has changed (torch's version counter)."""
+    def _check_maker(self) -> None:
+        """Take the fingerprint of all that makes maps again, where a weight (by torch's version counter) or a setting
+        has changed. This is done in every call, so it does not go through the network's state dict."""
         net = self.scene.feature_map_net
-        state = tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in net.state_dict().values())
-        if self._network is None or self._network[0] != state:
-            if self._network is not None:
+        if self._modules is None or self._modules[0] is not net:
+            self._modules = net, list(net.modules())
+        weights = [w for module in self._modules[1] for w in module._parameters.values() if w is not None]
+        backends = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_num_threads()
+        state = (*backends, *((w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights))
+        if self._maker is None or self._maker[0] != state:
+            if self._maker is not None:
                 self.clear()
-            self._network = state, network_fingerprint(net)
-        return self._network[1]
+            parts = network_fingerprint(net), software(self.scene.scene.device), repr(self.precision)
+            self._maker = state, fingerprint(*parts)
+            self._names.clear()
+
+    def _wanted(self, key: Hashable) -> str:
+        """The name of a key's map as the maker makes it."""
+        if key not in self._names:
+            if len(self._names) >= _MAX_NAMES:
+                self._names.clear()
+            self._names[key] = fingerprint(self._maker[1], key)
+        return self._names[key]
 
     def _find(self, key: str, asked: int) -> Tensor | None:
         kept = self._device.get(key)
