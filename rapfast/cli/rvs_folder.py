@@ -68,7 +68,8 @@ class SetFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._journal is not None:
-            self._journal.close()
+            with contextlib.suppress(OSError):  # a full disk has been told of
+                self._journal.close()
         with contextlib.suppress(OSError):
             os.ftruncate(self._lock_file, 0)
         os.close(self._lock_file)
@@ -78,8 +79,12 @@ class SetFolder:
         atomic_write(self.path / name, data)
         entry = {"index": index, "file": name, "blake2b": bytes_fingerprint(data), **entry}
         with self._line:
-            self._journal.write(json.dumps(entry) + "\n")
-            self._journal.flush()
+            try:
+                self._journal.write(json.dumps(entry) + "\n")
+                self._journal.flush()
+            except OSError as error:
+                reason = os.strerror(error.errno)
+                raise type(error)(error.errno, f"{self.path / PROGRESS}: could not be written: {reason}") from None
             self.views[index] = entry
 
     def finish(self, head: dict[str, Any]) -> None:

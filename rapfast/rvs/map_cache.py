@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,15 +173,15 @@ class FeatureMapCache:
         self._check_maker()
         wanted = [self._wanted(key) for key in (map(image_key, images) if keys is None else keys)]
         places = {key: i for i, key in reversed(list(enumerate(wanted)))}
+        times = Counter(wanted)
         found: dict[str, Tensor] = {}
         missing = []
-        for key in dict.fromkeys(wanted):
-            asked = wanted.count(key) if len(places) < len(wanted) else 1
-            hit = self._find(key, asked)
+        for key in times:
+            hit = self._find(key, times[key])
             if hit is None:
                 missing.append(key)
                 self.stats.misses += 1
-                self.stats.device_hits += asked - 1
+                self.stats.device_hits += times[key] - 1
             else:
                 found[key] = hit
         for first in range(0, len(missing), _MADE_AT_ONCE):
