@@ -127,10 +127,10 @@ def test_at_least_15_rounds_of_what_is_fast() -> None:
 
 
 def test_peak_counts_what_a_call_touches() -> None:
-    found = measure.peak_mib(lambda: torch.ones(32 << 18).sum(), "cpu")
+    found = measure.peak_mib(lambda: torch.ones(96 << 18).sum(), "cpu")  # 96 MiB, which no allocator keeps
     if found is None:
         pytest.skip("the high-water mark of the resident set can not be reset here")
-    assert 30 <= found <= 48
+    assert 94 <= found <= 112
 
 
 class _Event:

@@ -557,6 +557,21 @@ __global__ void __launch_bounds__(kNetThreads, 3)
   }
 }
 
+// Lets a kernel have as much shared memory as a block may on the current device. Always as much, since the
+// setting is the kernel's and not a launch's: calls on other threads may be between this and their launch.
+template <typename Kernel>
+void allow_shared_memory(Kernel kernel) {
+  int device = 0, room = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  cudaFuncAttributes own;
+  check(cudaFuncGetAttributes(&own, kernel), "cudaFuncGetAttributes");
+  const int dynamic = room - int(own.sharedSizeBytes);
+  if (own.maxDynamicSharedSizeBytes != dynamic) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic), "cudaFuncSetAttribute");
+  }
+}
+
 // As many blocks as fit the device at once, or fewer where there is less to do.
 template <typename Kernel>
 unsigned resident_blocks(Kernel kernel, size_t shared, int64_t capacity, int records_per_block) {
@@ -575,8 +590,7 @@ void launch_half(const ColorNetParams<float>& net, int64_t n_images, const Devic
   const auto kernel = half_kernel<kTiles>;
   const Activations activations = lay_out_activations(net, 16 * kTiles);
   const size_t shared = activations.block_bytes();
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-        "cudaFuncSetAttribute");
+  allow_shared_memory(kernel);
   const unsigned grid = resident_blocks(kernel, shared, net.color.capacity, 16 * kTiles * kNetThreads / 32);
   kernel<<<grid, kNetThreads, shared, stream>>>(net, activations, n_images, views, image_ids);
 }
@@ -595,8 +609,7 @@ void launch_full(const ColorNetParams<float>& net, int width, int64_t n_images, 
                  const int32_t* image_ids, cudaStream_t stream) {
   const auto kernel = full_kernel<kRecords>;
   const size_t shared = sizeof(float) * kRecords * (2 * size_t(width) + 3);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-        "cudaFuncSetAttribute");
+  allow_shared_memory(kernel);
   const unsigned grid = resident_blocks(kernel, shared, net.color.capacity, kRecords);
   kernel<<<grid, kNetThreads, shared, stream>>>(net, width, n_images, views, image_ids);
 }

@@ -57,6 +57,8 @@ class MailboxLoan {
     check(cudaMallocHost(&box.counts, sizeof(Counts)), "cudaMallocHost");
   }
   ~MailboxLoan() {
+    // After an error views may still be on their way out of it: it serves no other call.
+    if (under_way_) return;
     std::lock_guard<std::mutex> lock(mutex());
     free_of(device_).push_back(box);
   }
@@ -71,15 +73,22 @@ class MailboxLoan {
       box.net_views_room = count;
     }
     std::copy(views, views + count, box.net_views);
+    under_way_ = true;
     check(cudaMemcpyAsync(to, box.net_views, size_t(count) * sizeof(NetView), cudaMemcpyHostToDevice, stream),
           "copy of the views");
   }
+
+  // Everything sent before the counts is where it was sent.
+  void arrived() { under_way_ = false; }
+
   MailboxLoan(const MailboxLoan&) = delete;
   MailboxLoan& operator=(const MailboxLoan&) = delete;
 
   Mailbox box{};
 
  private:
+  bool under_way_ = false;
+
   // Never destroyed: a call may be under way while the process exits.
   static std::mutex& mutex() {
     static std::mutex* const m = new std::mutex;
@@ -214,6 +223,7 @@ void render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
   mark();
 
   check(cudaEventSynchronize(box.arrived), "rendering");
+  loan.arrived();
   params.counts[0] = box.counts->n_records;
   params.counts[1] = box.counts->n_intersections;
 }

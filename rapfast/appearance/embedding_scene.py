@@ -1,4 +1,4 @@
-"""Gaussians whose colours come from a network and one embedding per view, as WildGaussians' and gsplat's do."""
+"""Gaussians whose colours come from a network and one embedding per view."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ class EmbeddingScene:
     _networks: PreparedNetworks = field(default_factory=PreparedNetworks, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Raise where the parts do not fit each other: they may be replaced at any time, and kernels read memory."""
         scene, net = self.scene, self.color_net
         if scene.intrinsic is None:
             raise ValueError("scene must have intrinsic features [N, 16, 3], it has none")
@@ -64,6 +68,7 @@ class EmbeddingScene:
 
     def prepare(self, precision: str | None = None) -> Prepared:
         """Compute now, and not in the first `render`, what does not depend on the view; see `RapScene.prepare`."""
+        self._check_parts()
         half = half_precision(precision, self.scene.means)
         return self._networks.get(
             self.color_net, self.scene.means, self.scene.intrinsic, part="all", output="color", sh_degree=0, half=half
@@ -98,6 +103,7 @@ class EmbeddingScene:
             view_weights: [C] finite numbers that scale the embedding, or one for all views; None is 1.
             The others, what comes back and the errors: as `RapScene.render`.
         """
+        self._check_parts()
         scene = self.scene
         check.choice("backend", backend, BACKENDS)
         viewmats = check.tensor_like("viewmats", viewmats, [("C", 4, 4)], scene.means, "the scene")

@@ -310,6 +310,7 @@ class MapMaker:
         self.device, self.half = device, half
         self._steps: Steps | None = None
         self._weights: Any = None
+        self._held: list[Tensor] = []  # a freed weight's address could come again
         self._sizes: OrderedDict[tuple[Any, ...], _Size] = OrderedDict()
         self._batches: dict[tuple[int, int], int] = {}
         self._streams = [torch.cuda.Stream(device) for _ in range(GRAPHS[-1])]
@@ -343,6 +344,7 @@ class MapMaker:
             if self._weights != places:
                 self._forget(len(self._sizes))
                 self._steps, self._weights = _steps(net, half=False), places
+                self._held = [p.detach() for p in parameters]
             return self._steps
         tracked = not any(p.is_inference() for p in parameters)
         weights = [places, [p._version for p in parameters]] if tracked else None
@@ -353,6 +355,8 @@ class MapMaker:
                 torch.cuda.current_stream().wait_event(self._done)
             for kept, value in zip(self._steps.tensors(), HalfSteps(net).tensors(), strict=True):
                 kept.copy_(value)
+        if weights is None or weights != self._weights:
+            self._held = [p.detach() for p in parameters]
         self._weights = weights
         return self._steps
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,6 +175,8 @@ def prepare(
         NotImplementedError: the network is wider or deeper than the kernels take.
         ValueError: with half, a number is beyond float16's range.
     """
+    if means.device.type == "cuda":
+        torch.cuda.current_stream(means.device).synchronize()  # what was queued before is not to be timed
     begin = time.perf_counter()
     maps = fused_layers(net, part)
     widths = [len(m.constant) for m in maps] + [m.inputs.shape[1] for m in maps]
@@ -255,11 +257,19 @@ class PreparedNetworks:
     """Prepared networks of one scene, made at the first call and again where a tensor has changed since.
 
     A change is a new tensor or one changed in place (torch's version counter). Tensors made under
-    torch.inference_mode have no counter; of those a change in place goes unseen: call `clear`.
+    torch.inference_mode have no counter, and a write through `.data` does not move it: such a change goes unseen; call
+    `clear`.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple, tuple[list[Tensor], tuple, Prepared]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a copy in another process, or of other tensors, prepares its own."""
+        return {"_kept": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PreparedNetworks:
+        return PreparedNetworks()
 
     def clear(self) -> None:
         """Forget all of them."""
@@ -281,7 +291,7 @@ class PreparedNetworks:
 
 def _identity(tensor: Tensor) -> tuple:
     version = -1 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.shape, tensor.dtype, tensor.device
+    return tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def half_precision(precision: str | None, means: Tensor) -> bool:

@@ -72,6 +72,10 @@ class RapScene:
     _networks: PreparedNetworks = field(default_factory=PreparedNetworks, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Raise where the parts do not fit each other. They may be replaced at any time, and kernels read memory."""
         self.coord_scale = _check_config(self.config)
         if self.scene.intrinsic is None:
             raise ValueError("scene must have intrinsic features [N, 16, 3] (f_intr_0..47 in the PLY), it has none")
@@ -147,6 +151,7 @@ class RapScene:
             precision, backend: as in `render`; "gsplat" is "reference" here.
             rap_compatible: raise RAP's IndexError where exactly one Gaussian falls on the projected map.
         """
+        self._check_parts()
         check.choice("backend", backend, BACKENDS)
         viewmat = check.tensor_like("viewmat", viewmat, [(4, 4)], self.scene.means, "the scene")
         K = check.tensor_like("K", K, [(3, 3)], self.scene.means, "the scene")
@@ -176,6 +181,7 @@ class RapScene:
             what it took: memory in bytes (352 a Gaussian in fp16, with RAP's widths), seconds, and the
             multiply-adds left for each (view, Gaussian) pair. It is kept until the scene or its network changes.
         """
+        self._check_parts()
         return self._prepared("all", "sh" if self.puts_out_sh else "color", half_precision(precision, self.scene.means))
 
     def render(
@@ -240,6 +246,7 @@ class RapScene:
                 network is wider or deeper than the kernels take (256, 16 layers).
             IndexError: see rap_compatible.
         """
+        self._check_parts()
         scene, n = self.scene, len(self)
         check.choice("backend", backend, BACKENDS)
         check.choice("render_mode", render_mode, RENDER_MODES)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,8 @@ def check_map_ids(map_ids: Any, n_maps: int, c: int) -> list[int]:
         if n_maps not in (1, c):
             raise ValueError(f"map_ids must be given where {n_maps} feature maps meet {c} views")
         return [0] * c if n_maps == 1 else list(range(c))
+    if isinstance(map_ids, np.ndarray):
+        map_ids = torch.as_tensor(map_ids)
     if isinstance(map_ids, Tensor):
         if map_ids.dim() != 1 or map_ids.is_floating_point() or map_ids.is_complex() or map_ids.dtype == torch.bool:
             raise ValueError(f"map_ids must be whole numbers [{c}], got {check.describe(map_ids)}")
@@ -64,6 +67,8 @@ def check_weights(weights: Any, c: int, like: Tensor) -> list[float]:
     """The weight of each of c views."""
     if weights is None:
         return [1.0] * c
+    if isinstance(weights, np.ndarray):
+        weights = torch.as_tensor(weights)
     if isinstance(weights, Tensor):
         if not weights.is_floating_point() or tuple(weights.shape) != (c,):
             raise ValueError(
@@ -93,7 +98,7 @@ def refuse_gradients(**arguments: Any) -> None:
     if not torch.is_grad_enabled():
         return
     for name, value in arguments.items():
-        for tensor in value if isinstance(value, list) else [value]:
+        for tensor in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 raise NotImplementedError(
                     f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for "
