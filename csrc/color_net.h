@@ -57,7 +57,7 @@ struct ColorNetParams {
   int32_t n_layers;    // 1 .. kMaxNetLayers
   NetLayer layers[kMaxNetLayers];
   // Of each layer [n_in (+ 16), n_out] in type T. With `half`, in the order of the tensor cores'
-  // operands: [n_out / 16, n_in (+ 16) / 16, 32 lanes, 8], see color_net.cu, layer behind layer without
+  // operands: [n_out / 16, n_in (+ 16) / 16, 32 lanes, 8], see color_net_half.cu, layer behind layer without
   // gaps.
   const void* weights;
   const T* biases;

@@ -209,7 +209,7 @@ def mma_m16n8k16(a: list[list[float]], b: list[list[float]], c: list[list[float]
 
 
 def one_warp(network: Network, layer_index: int, x: Tensor, directions: Tensor) -> Tensor:
-    """A layer for 16 records as a warp of csrc/cuda/color_net.cu runs it: lane t of the four that share a row holds
+    """A layer for 16 records as a warp of csrc/cuda/color_net_half.cu runs it: lane t of the four that share a row holds
     columns 4 t ... 4 t + 3 of each block of 16, before and after."""
     layer = network.layers[layer_index]
     weights = network.weights.double().tolist()

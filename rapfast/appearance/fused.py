@@ -122,7 +122,7 @@ def _operands(weight: Tensor) -> Tensor:
     """[out, in] -> flat, in the order in which a warp's lanes hold an mma.m16n8k16 operand.
 
     Block by block of 16 outputs and 16 inputs; of each block, lane 4 g + t holds inputs 4 t ... 4 t + 3 of output
-    4 (g // 2) + g % 2 and of the one two further on. See csrc/cuda/color_net.cu.
+    4 (g // 2) + g % 2 and of the one two further on. See csrc/cuda/color_net_half.cu.
     """
     n_out, n_in = weight.shape
     #                     out: block, g // 2, which of two, g % 2; in: block, t, 4
