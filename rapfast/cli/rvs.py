@@ -142,9 +142,6 @@ class Rvs(Command):
         size, resize, reference_size = self._check()
         device = parse_device(self.device)
         cameras = _cameras(self.poses, size)
-        # MKL settles how accurate its exponential is in the first call; where two threads make it, one was seen to get
-        # an error of 1e-4, and so the file's scales other bits, in one run of seven.
-        torch.zeros(1).exp_()
         scene = load_rap(self.model, self.iteration)
         references = find_references(
             self.reference, cameras.names, self.model, scene.config, self.poses, reference_size

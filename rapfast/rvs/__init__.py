@@ -6,12 +6,15 @@ from .brisque_loop import SyntheticViews
 from .dataset import RandomViewDataset
 from .draws import Guess, SpeculativeDraws, ViewEnd
 from .filters import FarFrom, lens_grid, sample_kept
+from .map_cache import FeatureMapCache
 from .poses import PoseSampler, bounding_box, draw_weights, world_to_camera
 from .references import ReferenceMaps
 from .synthesis import RandomViewSynthesizer
+from .view_cache import ViewCache, view_keys, view_settings
 
 __all__ = [
     "FarFrom",
+    "FeatureMapCache",
     "Guess",
     "PoseSampler",
     "RandomViewDataset",
@@ -19,10 +22,13 @@ __all__ = [
     "ReferenceMaps",
     "SpeculativeDraws",
     "SyntheticViews",
+    "ViewCache",
     "ViewEnd",
     "bounding_box",
     "draw_weights",
     "lens_grid",
     "sample_kept",
+    "view_keys",
+    "view_settings",
     "world_to_camera",
 ]
