@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +15,11 @@ MAX_IMAGE_SIZE = 1 << 20
 
 
 def describe(value: object) -> str:
-    """A value as messages show it: ``float32 [10, 3] on cpu`` for tensors."""
+    """A value as messages show it: ``float32 [10, 3] on cpu`` for tensors, ``ndarray float64 [3, 4]`` for arrays."""
     if isinstance(value, Tensor):
         return f"{_dtype(value.dtype)} {_shape(value.shape)} on {value.device}"
+    if isinstance(value, np.ndarray):
+        return f"{type(value).__name__} {value.dtype} {_shape(value.shape)}"
     if value is None:
         return "None"
     return f"{type(value).__name__} {value!r}"
@@ -51,9 +54,7 @@ def tensor_like(name: str, value: object, shapes: Sequence[tuple[object, ...]], 
     ):
         return value
     wanted = " or ".join(_shape(shape) for shape in shapes)
-    message = (
-        f"{name} must be {_dtype(like.dtype)} {wanted} on {like.device} (as {like_name}), got {describe(value)}"
-    )
+    message = f"{name} must be {_dtype(like.dtype)} {wanted} on {like.device} (as {like_name}), got {describe(value)}"
     if isinstance(value, Tensor) and value.layout != torch.strided:
         message += f" of layout {value.layout}"
     if not isinstance(value, Tensor) or value.dtype != like.dtype or value.layout != torch.strided:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from types import SimpleNamespace
 
@@ -174,6 +175,26 @@ def test_the_same_bits_again_and_in_other_chunks(rap, monkeypatch):
     assert report_small.rms == pytest.approx(report.rms, rel=1e-3)
 
 
+def test_the_same_bits_under_autocast(rap):
+    rap = rap.to(torch.float32)
+    image = torch.rand(3, 33, 36)
+    for reference in ({"feature_map": A.maps[0].float()}, {"feature_map": None, "image": image}):
+        scene, report = baked(rap, **reference)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            under, report_under = baked(rap, **reference)
+        assert scene.sh.dtype == torch.float32
+        assert_same(under.sh, scene.sh)
+        assert report_under == report
+
+
+def test_single_precision_loses_nothing_in_the_fit(rap):
+    """What a float32 scene's harmonics are off is their own rounding, not that of sums over directions."""
+    decoded = rap.decode(A.viewmats[1], A.Ks[1], A.maps[0], WEIGHT).float()
+    net = rap.to(torch.float32).color_net
+    want = bake_module._fit(copy.deepcopy(net).double(), decoded.double(), 3)
+    assert_same(bake_module._fit(net, decoded, 3), want.float())
+
+
 def test_a_file_for_any_viewer(rap, tmp_path):
     scene = baked(rap)[0]
     save_ply(scene, tmp_path / "baked.ply")
@@ -231,6 +252,13 @@ def test_the_gpu_bakes_the_same(rap):
     scene, report = baked(gpu, feature_map=A.maps[0].float().cuda())
     again = baked(gpu, feature_map=A.maps[0].float().cuda())[0]
     assert_same(again.sh, scene.sh)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cuda"):
+            assert_same(baked(gpu, feature_map=A.maps[0].float().cuda())[0].sh, scene.sh)
+    finally:
+        torch.set_float32_matmul_precision(before)
     assert float((scene.sh.cpu() - want.sh).abs().max()) < 1e-3
     assert report.rms == pytest.approx(want_report.rms, rel=0.02)
 

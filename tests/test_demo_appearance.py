@@ -46,7 +46,7 @@ def test_it_refuses_as_the_demo_does(tmp_path, capsys):
     (tmp_path / "full" / "mine.txt").write_text("kept")
     assert "--overwrite" in fails(capsys, "demo", "--out", tmp_path / "full", *SMALL)
     for options, words in (
-        (["--gaussians", 10], "n_gaussians must be at least"),
+        (["--gaussians", 3000], "rapfast: --gaussians must be at least 3425 for this room, got 3000"),
         (["--views", 0], "--views must be at least 1"),
     ):
         assert words in fails(capsys, "demo", "--out", tmp_path / "o", *SMALL, *options)

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from appearance_scenes import HEIGHT, WIDTH, make_appearance, net_state, slow_color, slow_projection, slow_sh
@@ -186,6 +187,67 @@ def test_mixed_sizes_in_the_callers_order(rap):
 
 def test_no_cameras(rap):
     assert batch(rap, []) == []
+    for maps in ([], A.maps[:0], A.maps):
+        assert batch(rap, [], feature_maps=maps) == []
+    assert batch(rap, [], feature_maps=None, images=[IMAGE]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"precision": "banana"}, ValueError, "precision must be one of 'fp16', 'fp32', None, got 'banana'"),
+        ({"backend": "x"}, ValueError, "backend must be one of 'rapfast', .*, got 'x'"),
+        ({"rap_compatible": 1}, TypeError, "rap_compatible must be True or False"),
+        ({"feature_maps": "banana"}, TypeError, "feature_maps must be a tensor .* got str 'banana'"),
+        ({"feature_maps": torch.tensor(1.0)}, ValueError, "feature_maps must be floating point"),
+        ({"feature_maps": [IMAGE]}, ValueError, r"feature_maps\[0\] must be floating point \[48, h, w\]"),
+        ({"feature_maps": None, "images": "x"}, TypeError, "images must be a tensor or a sequence of tensors"),
+        ({"images": [IMAGE]}, ValueError, r"images \(image\) must be None where feature_maps"),
+    ],
+)
+def test_bad_arguments_without_cameras(rap, changes, error, sentence):
+    with pytest.raises(error, match=sentence):
+        batch(rap, [], **changes)
+
+
+def test_options_are_checked_where_no_network_runs(rap):
+    single(rap, 0, store_cache=True)
+    given = {"override_colors": torch.rand(N, 3, dtype=torch.float64), "feature_map": None}
+    for changes in (given, {"use_cache": True, "scaling_modifier": 1.1, "feature_map": None}):
+        single(rap, 0, **changes)
+        with pytest.raises(ValueError, match="precision must be one of 'fp16', 'fp32', None, got 'banana'"):
+            single(rap, 0, precision="banana", **changes)
+        with pytest.raises(NotImplementedError, match='precision must be "fp32" or None on cpu, got "fp16"'):
+            single(rap, 0, precision="fp16", **changes)
+        with pytest.raises(NotImplementedError, match="precision='fp32' is not supported by backend=\"reference\""):
+            single(rap, 0, precision="fp32", backend="reference", **changes)
+        with pytest.raises(ValueError, match="backend must be one of"):
+            single(rap, 0, backend="x", **changes)
+
+
+@pytest.mark.parametrize("backend", ["rapfast", "reference"])
+def test_autocast_changes_nothing(rap, backend):
+    rap = rap.to(torch.float32)
+    image = torch.rand(3, 33, 36)
+    calls = [
+        {},
+        {"scaling_modifier": 1.1},
+        {"other_viewpoint_camera": CAMERAS[2]},
+        {"means_transform": torch.eye(3, 4) * 1.1},
+        {"store_cache": True},
+        {"use_cache": True, "image": None},
+        {"use_cache": True, "image": None, "scaling_modifier": 1.1},
+    ]
+    for changes in calls:
+        arguments = {"feature_map": None, "image": image, "backend": backend} | changes
+        want = single(rap, 1, **arguments)["render"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = single(rap, 1, **arguments)["render"]
+        assert_same(got, want)
+    want = batch(rap, feature_maps=None, images=[image], map_ids=None, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = batch(rap, feature_maps=None, images=[image], map_ids=None, backend=backend)
+    assert_same(got[2]["render"], want[2]["render"])
 
 
 def test_each_image_is_run_through_the_network_once(rap):
@@ -255,6 +317,30 @@ def test_rapfasts_own_cameras(rap):
     assert_same(mixed[2]["render"], want[2]["render"])
     one = render(rap, cameras[1], PIPE, BACKGROUND, feature_map=A.maps[MAP_IDS[1]])
     assert_same(one["render"], want[1]["render"])
+
+
+def test_gradients_of_rapfasts_own_cameras(rap):
+    """They flow to the poses, or are refused: never lost in silence."""
+    viewmats = A.viewmats.clone().requires_grad_()
+    Ks = A.Ks.clone().requires_grad_()
+    results = batch(rap, Cameras(viewmats, Ks, WIDTH, HEIGHT), view_weights=1.0, backend="reference")
+    got = torch.autograd.grad(sum(result["render"].square().sum() for result in results), (viewmats, Ks))
+    colors = rap.render(
+        viewmats, Ks, WIDTH, HEIGHT, feature_maps=A.maps, map_ids=MAP_IDS,
+        backgrounds=BACKGROUND.double().expand(C, 3), backend="reference",
+    )[0]  # fmt: skip
+    for gradient, want in zip(got, torch.autograd.grad(colors.square().sum(), (viewmats, Ks)), strict=True):
+        assert want.abs().amax((1, 2)).min() > 1
+        assert float((gradient - want).abs().max() / want.abs().max()) < 1e-10
+    posed = Cameras(viewmats, A.Ks, WIDTH, HEIGHT)
+    with pytest.raises(NotImplementedError, match="viewmats requires a gradient"):
+        batch(rap, posed)
+    given = torch.rand(N, 3, dtype=torch.float64)
+    for changes in ({"feature_map": A.maps[0]}, {"override_colors": given}):
+        with pytest.raises(NotImplementedError, match="viewmats requires a gradient"):
+            render(rap, posed[1], PIPE, BACKGROUND, **changes)
+    with torch.no_grad():
+        batch(rap, posed)
 
 
 def test_fields_of_view_in_place_of_K(rap):
@@ -394,6 +480,28 @@ def test_settings_of_pipe_are_refused_by_name(rap, setting):
         call(rap, cameras, None, BACKGROUND, **maps)
 
 
+@pytest.mark.parametrize("true", [1, np.True_, np.int64(1), torch.tensor(True)])
+def test_settings_of_pipe_that_stand_for_true_or_false(rap, true):
+    false = type(true)(0) if not isinstance(true, Tensor) else torch.tensor(False)
+    maps = {"feature_maps": A.maps[:1]}
+    classic = RapScene(rap.scene, rap.box_coord, rap.feature_map_net, rap.color_net, {"antialiasing": False})
+    with pytest.raises(NotImplementedError, match="pipe.convert_SHs_python=True is not supported"):
+        render_batch(rap, CAMERAS, SimpleNamespace(convert_SHs_python=true), None, **maps)
+    with pytest.raises(NotImplementedError, match="pipe.antialiasing=False is not supported .* trained with True"):
+        render_batch(rap, CAMERAS, SimpleNamespace(antialiasing=false), None, **maps)
+    with pytest.raises(NotImplementedError, match="pipe.antialiasing=True is not supported .* trained with False"):
+        render_batch(classic, CAMERAS, SimpleNamespace(antialiasing=true), None, **maps)
+    render_batch(rap, CAMERAS, SimpleNamespace(antialiasing=true, convert_SHs_python=false), None, **maps)
+    render_batch(classic, CAMERAS, SimpleNamespace(antialiasing=false), None, **maps)
+
+
+@pytest.mark.parametrize("name", ["antialiasing", "compute_cov3D_python", "convert_SHs_python"])
+def test_settings_of_pipe_that_are_neither(rap, name):
+    with pytest.raises(TypeError, match=f"pipe.{name} must be True or False, got str 'yes'"):
+        render_batch(rap, CAMERAS, SimpleNamespace(**{name: "yes"}), None, feature_maps=A.maps[:1])
+    render_batch(rap, CAMERAS, SimpleNamespace(**{name: None}, mode="yes"), None, feature_maps=A.maps[:1])
+
+
 def test_backgrounds(rap):
     black = render_batch(rap, CAMERAS, None, None, feature_maps=A.maps[:1])
     zeros = render_batch(rap, CAMERAS, None, [0.0, 0.0, 0.0], feature_maps=A.maps[:1])
@@ -422,6 +530,11 @@ def test_backgrounds(rap):
             {"override_colors": torch.zeros(N, 4).double(), "feature_map": None},
             ValueError,
             r"override_colors must be float64 \[70, 3\]",
+        ),
+        (
+            {"override_colors": np.zeros((N, 3)), "feature_map": None},
+            TypeError,
+            r"got ndarray float64 \[70, 3\]$",
         ),
         ({"means_transform": torch.eye(4).double()}, ValueError, r"means_transform must be float64 \[3, 4\]"),
         ({"image": IMAGE}, ValueError, r"images \(image\) must be None where feature_maps"),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rapfast import _check as check
 from rapfast.appearance.color_net import ColorNet
-from rapfast.appearance.rap_calls import _given, _references, _weights
+from rapfast.appearance.rap_calls import _given, _references, _weights, _without_autocast
 from rapfast.appearance.rap_cameras import read_camera
 from rapfast.appearance.rap_scene import RapScene
 from rapfast.reference.color import spherical_harmonics
@@ -52,6 +52,7 @@ class BakeReport:
 
 
 @torch.no_grad()
+@_without_autocast
 def bake(
     scene: RapScene,
     camera: Any,
@@ -78,7 +79,8 @@ def bake(
 
     Returns:
         Scene with `sh` [N, (sh_degree + 1)^2, 3] and the geometry of the RAP scene, shared with it; with
-        return_report a pair of it and a `BakeReport`. The same input gives the same bits.
+        return_report a pair of it and a `BakeReport`. The same input gives the same bits, under autocast and where
+        TF32 is allowed, too; but the map of an image may then be made with TF32, see `FeatureMapNet.feature_maps`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -127,15 +129,15 @@ def _basis(degree: int, directions: Tensor) -> Tensor:
 
 
 def _colors(net: ColorNet, decoded: Tensor, directions: Tensor) -> Tensor:
-    """The colour head's [n, J, 3] for decoded [n, F] in directions [J, 3].
+    """The colour head's [n, J, 3], float64, for decoded [n, F] in directions [J, 3].
 
-    Its first layer is a sum of a part of each Gaussian and a part of each direction, so it is not run on every pair.
+    In float64 nothing is left to TF32. The first layer is a sum of a part of each Gaussian and a part of each
+    direction, so it is not run on every pair.
     """
-    first, *rest = net.color_decoder.children()
-    own, shared = first.weight[:, :-3], first.weight[:, -3:]
-    x = F.linear(decoded, own, first.bias)[:, None] + F.linear(directions, shared)
-    for layer in rest:
-        x = layer(torch.relu_(x))
+    (weight, bias), *rest = ((layer.weight.double(), layer.bias.double()) for layer in net.color_decoder.children())
+    x = F.linear(decoded.double(), weight[:, :-3], bias)[:, None] + F.linear(directions, weight[:, -3:])
+    for weight, bias in rest:
+        x = F.linear(torch.relu_(x), weight, bias)
     return x
 
 
@@ -148,8 +150,8 @@ def _chunks(net: ColorNet, n: int) -> list[slice]:
 def _fit(net: ColorNet, decoded: Tensor, degree: int) -> Tensor:
     """[N, K, 3] harmonics closest to the network's colours in N_DIRECTIONS directions."""
     directions = sphere_directions(N_DIRECTIONS)
-    solver = torch.linalg.pinv(_basis(degree, directions)).to(decoded)  # [K, J]
-    directions = directions.to(decoded)
+    solver = torch.linalg.pinv(_basis(degree, directions)).to(decoded.device)  # [K, J]
+    directions = directions.to(decoded.device)
     sh = decoded.new_empty((len(decoded), (degree + 1) ** 2, 3))
     for rows in _chunks(net, len(decoded)):
         sh[rows] = solver @ (_colors(net, decoded[rows], directions) - 0.5)  # a viewer adds 0.5
@@ -162,12 +164,12 @@ def _measure(net: ColorNet, decoded: Tensor, sh: Tensor, degree: int) -> BakeRep
     if not len(decoded):
         return BakeReport(0.0, 0.0, 0.0, 0.0)
     directions = sphere_directions(N_DIRECTIONS, turn=_GOLDEN_ANGLE / 2)
-    basis, directions = _basis(degree, directions).to(decoded), directions.to(decoded)
+    basis, directions = _basis(degree, directions).to(decoded.device), directions.to(decoded.device)
     sums = torch.zeros(3, dtype=torch.float64, device=decoded.device)
-    worst = decoded.new_zeros(())
+    worst = sums.new_zeros(())
     for rows in _chunks(net, len(decoded)):
         colors = _colors(net, decoded[rows], directions)
-        fitted = basis @ sh[rows] + 0.5
+        fitted = basis @ sh[rows].double() + 0.5
         error, shown_error = fitted - colors, fitted.clamp(min=0) - colors
         parts = error.square(), shown_error.square(), colors < 0
         sums += torch.stack([part.sum(dtype=torch.float64) for part in parts])

@@ -14,21 +14,23 @@ The entries of size N are made when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property, wraps
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rapfast import _check as check
 from rapfast.appearance.features import view_directions
+from rapfast.appearance.fused import half_precision
 from rapfast.appearance.rap_cameras import View, read_camera, read_cameras, reference_image
 from rapfast.appearance.rap_scene import RapScene
-from rapfast.appearance.view_inputs import check_map_ids, check_maps, check_weights
+from rapfast.appearance.view_inputs import check_map_ids, check_maps, check_weights, refuse_precision
 from rapfast.cameras import Cameras
 from rapfast.meta import _LAZY, Meta
-from rapfast.rasterization import rasterization
+from rapfast.rasterization import BACKENDS, rasterization
 from rapfast.scene import SH_DEGREE_OF_COUNT
 
 WEIGHT_ATTRIBUTE = "colornet_inter_weight"
@@ -37,7 +39,22 @@ WEIGHT_ATTRIBUTE = "colornet_inter_weight"
 HARMLESS = ("debug",)
 """Settings of pipe that change no picture."""
 
+FLAGS = ("antialiasing", "compute_cov3D_python", "convert_SHs_python")
+"""Settings of pipe that are True or False."""
 
+
+def _without_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call on a scene that computes in the scene's dtype, whatever autocast is on around it."""
+
+    @wraps(call)
+    def in_full(scene: RapScene, *args: Any, **options: Any) -> Any:
+        with torch.autocast(scene.scene.device.type, enabled=False):
+            return call(scene, *args, **options)
+
+    return in_full
+
+
+@_without_autocast
 def render_batch(
     scene: RapScene,
     cameras: Cameras | Sequence[Any],
@@ -60,8 +77,8 @@ def render_batch(
     Args:
         cameras: C cameras as `rapfast.appearance.rap_cameras` reads them, sizes mixed at will.
         pipe: RAP's settings of the renderer, or None. Read of it: `antialiasing`, which must be the scene's, `debug`,
-            which changes nothing, and `compute_cov3D_python`, `convert_SHs_python` and anything else that is True,
-            which is refused by name.
+            which changes nothing, and `compute_cov3D_python`, `convert_SHs_python` and anything else that is True
+            (or 1, or a NumPy True), which is refused by name.
         bg_color: [3], or [C, 3] with one for each camera; None is black.
         view_weights: [C] finite numbers, or one for all. None: each camera's `colornet_inter_weight`, else the
             scene's attribute of that name, else 1.
@@ -86,12 +103,19 @@ def render_batch(
         NotImplementedError: a setting of pipe is refused; a gradient is wanted of the "rapfast" backend.
     """
     like = scene.scene.means
+    _check_options(precision, backend, rap_compatible, like)
     _check_pipe(pipe, scene, ignored_pipe_settings)
     views = read_cameras(cameras, like, viewmat_layout)
     weights = _weights(view_weights, views, scene)
     backgrounds = _backgrounds(bg_color, len(views), like)
     check.flag("with_depth", with_depth)
     if not views:
+        # No maps are right for no cameras; anything else is looked at as always.
+        if isinstance(feature_maps, Tensor):
+            none = feature_maps.dim() == 4 and len(feature_maps) == 0
+        else:
+            none = isinstance(feature_maps, (list, tuple)) and not feature_maps
+        _check_references(scene, images, None if none else feature_maps)
         return []
     maps, ids = _references(scene, views, images, feature_maps, map_ids, precision)
     return _draw(
@@ -100,6 +124,7 @@ def render_batch(
     )  # fmt: skip
 
 
+@_without_autocast
 def render(
     scene: RapScene,
     camera: Any,
@@ -162,8 +187,8 @@ def render(
         for name, value in (("view_weight", view_weight), ("image", image), ("feature_map", feature_map)):
             if value is not None:
                 raise ValueError(f"{name} must be None where {why}, got {check.describe(value)}")
-    check.flag("rap_compatible", rap_compatible)
     like, net = scene.scene.means, scene.color_net
+    _check_options(precision, backend, rap_compatible, like)
     _check_pipe(pipe, scene, ignored_pipe_settings)
     check.flag("with_depth", with_depth)
     view = read_camera(camera, like, viewmat_layout)
@@ -307,21 +332,14 @@ def _references(
     precision: str | None,
 ) -> tuple[list[Tensor], list[int]]:
     """Feature maps [48, h, w], and which of them each view takes. The network runs once on each image that is met."""
+    _check_references(scene, images, feature_maps)
     if feature_maps is not None:
-        if images is not None:
-            raise ValueError("images (image) must be None where feature_maps (feature_map) is given")
-        checked = check_maps(feature_maps, scene.scene)
-        return checked, check_map_ids(map_ids, len(checked), len(views))
+        return feature_maps, check_map_ids(map_ids, len(feature_maps), len(views))
     if images is None:
         if map_ids is not None:
             raise ValueError("map_ids must be None where each camera brings its own reference image")
         chosen = [reference_image(view) for view in views]
     else:
-        if not isinstance(images, (Tensor, Sequence)) or isinstance(images, (str, bytes)):
-            raise TypeError(f"images must be a tensor or a sequence of tensors, got {check.describe(images)}")
-        for i, image in enumerate(images):
-            if not isinstance(image, Tensor) or not image.is_floating_point() or image.dim() != 3 or len(image) != 3:
-                raise ValueError(f"images[{i}] must be floating point [3, H, W] in 0..1, got {check.describe(image)}")
         chosen = [images[k] for k in check_map_ids(map_ids, len(images), len(views))]
     distinct: dict[tuple[Any, ...], int] = {}
     pictures, ids = [], []
@@ -335,6 +353,30 @@ def _references(
     if precision == "fp32" and net.final_conv.weight.dtype == torch.float32:
         return net.feature_maps(pictures, precision="fp32"), ids
     return scene.feature_maps(pictures), ids
+
+
+def _check_references(scene: RapScene, images: Any, feature_maps: Any) -> None:
+    """That images or feature_maps are what they should be, where they are given."""
+    if feature_maps is not None:
+        if images is not None:
+            raise ValueError("images (image) must be None where feature_maps (feature_map) is given")
+        check_maps(feature_maps, scene.scene)
+    elif images is not None:
+        if not isinstance(images, (Tensor, Sequence)) or isinstance(images, (str, bytes)):
+            raise TypeError(f"images must be a tensor or a sequence of tensors, got {check.describe(images)}")
+        for i, image in enumerate(images):
+            if not isinstance(image, Tensor) or not image.is_floating_point() or image.dim() != 3 or len(image) != 3:
+                raise ValueError(f"images[{i}] must be floating point [3, H, W] in 0..1, got {check.describe(image)}")
+
+
+def _check_options(precision: Any, backend: Any, rap_compatible: Any, like: Tensor) -> None:
+    """As `RapScene.render` checks them, which some calls never meet."""
+    check.flag("rap_compatible", rap_compatible)
+    check.choice("precision", precision, ("fp16", "fp32", None))
+    if check.choice("backend", backend, BACKENDS) == "rapfast":
+        half_precision(precision, like)
+    else:
+        refuse_precision(precision, backend)
 
 
 def _weights(weights: Any, views: Sequence[View], scene: RapScene) -> Tensor | list[float]:
@@ -374,9 +416,11 @@ def _check_pipe(pipe: Any, scene: RapScene, ignored: Collection[str]) -> None:
     for name in dir(pipe):
         if name.startswith("_") or name in HARMLESS or name in ignored:
             continue
-        value = getattr(pipe, name)
-        if name == "antialiasing" and isinstance(value, bool):
-            if value != trained:
+        value = _as_flag(getattr(pipe, name))
+        if name in FLAGS and value is not None:
+            check.flag(f"pipe.{name}", value)
+        if name == "antialiasing":
+            if value is not None and value != trained:
                 raise NotImplementedError(
                     f"pipe.antialiasing={value} is not supported by rapfast for a scene trained with {trained}"
                 )
@@ -385,6 +429,13 @@ def _check_pipe(pipe: Any, scene: RapScene, ignored: Collection[str]) -> None:
                 f"pipe.{name}=True is not supported by rapfast; where it does not change the picture, name it in "
                 "ignored_pipe_settings"
             )
+
+
+def _as_flag(value: Any) -> Any:
+    """True or False for what stands for it: 1 and 0, of NumPy or torch, too. Anything else as it is."""
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        value = value.item()
+    return bool(value) if isinstance(value, int) and value in (0, 1) else value
 
 
 def _cached(scene: RapScene) -> Tensor:

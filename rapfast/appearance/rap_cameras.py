@@ -75,7 +75,7 @@ def _read_all(named: Sequence[tuple[str, Any]], like: Tensor, layout: str | None
     as_given = []  # places of the views whose matrices are still as their camera has them
     for name, camera in named:
         if isinstance(camera, Cameras):
-            viewmats, Ks = (matrices.detach().to(like.device, like.dtype) for matrices in (camera.viewmats, camera.Ks))
+            viewmats, Ks = (matrices.to(like.device, like.dtype) for matrices in (camera.viewmats, camera.Ks))
             for i, (viewmat, K) in enumerate(zip(viewmats, Ks, strict=True)):
                 views.append(View(f"{name}[{i}]", None, viewmat, K, camera.width, camera.height))
         else:

@@ -30,7 +30,10 @@ def appearance_demo(
     """
     width, height = size
     start = time.perf_counter()
-    lit = procedural.lit_room(n, seed)
+    try:
+        lit = procedural.lit_room(n, seed)
+    except ValueError as error:
+        raise ValueError(str(error).replace("n_gaussians", "--gaussians")) from None
     scene = procedural.appearance_room(lit=lit)
     print(
         f"a room of {len(scene):,} Gaussians under {len(lit.sh)} lightings, made in {time.perf_counter() - start:.1f} s"
