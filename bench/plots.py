@@ -62,8 +62,9 @@ def _draw(panels: list[tuple[str, str, Points]], colors: dict[str, str], path: P
             if "yscale" in y_axis:
                 axis.yaxis.set_major_formatter("{x:g}")
             axis.grid(alpha=0.2)
-            axis.legend(frameon=False)
-        figure.tight_layout()
+        handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles, loc="lower center", ncols=len(handles), frameon=False)
+        figure.tight_layout(rect=(0, 0.08, 1, 1))  # above the legend, which would hide lines inside a panel
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
         plt.close(figure)
