@@ -43,12 +43,7 @@ SH_CONFIG = {"use_colors_precomp": False}
 STD = (0.229, 0.224, 0.225)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rap(form: Form, a: Appearance = APPEARANCE, widths: str = "RAP") -> RapScene:

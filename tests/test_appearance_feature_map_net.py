@@ -98,12 +98,7 @@ def images(n: int, height: int, width: int, dtype: torch.dtype = torch.float64) 
     return (noise ** torch.arange(1, n + 1)[:, None, None, None]).to(dtype)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_names_are_the_contracts():

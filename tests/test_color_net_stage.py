@@ -41,12 +41,7 @@ WEIGHTS = [0.3, 1.7, 0.0, 1.0]
 HEADLESS = {"encoder": (159, 128, 48), "decoder": (96, 64, 48)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Views(NamedTuple):

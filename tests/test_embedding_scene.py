@@ -31,12 +31,7 @@ WEIGHTS = [0.3, 1.7, 0.0, 1.0]
 LENGTHS = [1, 24, 32, 48, 100]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def widths(length: int) -> dict[str, tuple[int, ...]]:

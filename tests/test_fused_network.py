@@ -22,12 +22,7 @@ APPEARANCE = make_appearance(N, 1)
 MEANS, INTRINSIC = APPEARANCE.means, APPEARANCE.intrinsic
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_net(
@@ -209,8 +204,8 @@ def mma_m16n8k16(a: list[list[float]], b: list[list[float]], c: list[list[float]
 
 
 def one_warp(network: Network, layer_index: int, x: Tensor, directions: Tensor) -> Tensor:
-    """A layer for 16 records as a warp of csrc/cuda/color_net_half.cu runs it: lane t of the four that share a row holds
-    columns 4 t ... 4 t + 3 of each block of 16, before and after."""
+    """A layer for 16 records as a warp of csrc/cuda/color_net_half.cu runs it: lane t of the four that share a row
+    holds columns 4 t ... 4 t + 3 of each block of 16, before and after."""
     layer = network.layers[layer_index]
     weights = network.weights.double().tolist()
     columns = torch.zeros(16, layer.n_in + (16 if layer.takes_direction else 0), dtype=torch.float64)

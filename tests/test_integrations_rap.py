@@ -24,12 +24,7 @@ BLACK = torch.zeros(3)
 IMAGES = [torch.rand(3, 33, 34, generator=torch.Generator().manual_seed(i)) for i in range(2)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

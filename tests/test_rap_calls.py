@@ -27,12 +27,7 @@ IMAGE = torch.zeros(3, 40, 40)
 BACKGROUND = torch.tensor([0.2, 0.5, 0.9])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,7 @@ A = make_appearance(n=N, c=4, n_maps=M)
 INDEXES = [int(i) for i in np.random.RandomState(3).permutation(M)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
