@@ -19,14 +19,22 @@ class Case(NamedTuple):
     """One scene at one image size."""
 
     name: str
-    scene: str  # "room", "outdoor" or "garden"
+    scene: str  # "room", "outdoor", "garden", "pile" or "curtain"
     n: int  # Gaussians; the garden has as many as its file gives
     width: int
     height: int
     batches: tuple[int, ...] = (1, 8, 32)
-    channels: int = 0  # of given colours; 0: spherical harmonics of degree 3
+    channels: int = 0  # of given colours; 0: spherical harmonics
+    sh_degree: int = SH_DEGREE
+    render_mode: str = "RGB"
+    antialiased: bool = False
     with_reference: bool = False  # the plain-torch reference is measured too, for one view
     cpu_only: bool = False
+
+    @property
+    def counted_batch(self) -> int:
+        """The batch whose work is counted and whose kernels are timed one by one: see floors.py."""
+        return 8 if 8 in self.batches else max(self.batches)
 
 
 CPU_CASE = Case("cpu-room200k-427x240", "room", 200_000, 427, 240, (1,), with_reference=True, cpu_only=True)
@@ -45,6 +53,15 @@ FULL = (
     Case("outdoor-1920x1080", "outdoor", 2_780_000, 1920, 1080),
     Case("garden-1297x840", "garden", 2_794_625, 1297, 840),
     Case("garden-1920x1080", "garden", 2_794_625, 1920, 1080),
+    # from the room of 500 k one thing at a time
+    Case("antialiased-500k-854x480", "room", 500_000, 854, 480, (8,), antialiased=True),
+    Case("sh0-500k-854x480", "room", 500_000, 854, 480, (8,), sh_degree=0),
+    Case("depth-500k-854x480", "room", 500_000, 854, 480, (8,), render_mode="RGB+ED"),
+    Case("channels32-500k-854x480", "room", 500_000, 854, 480, (8,), channels=32),
+    Case("pile-500k-854x480", "pile", 500_000, 854, 480, (8,)),
+    Case("curtain-2k-854x480", "curtain", 2_000, 854, 480, (8,)),
+    # 8 x 6 M x 48 coefficients are above 2^31 and below 2^32, up to which gsplat 1.5.3 draws them right
+    Case("room-6M-1920x1080", "room", 6_000_000, 1920, 1080, (8,)),
     CPU_CASE,
 )
 
@@ -56,6 +73,12 @@ REDUCED = (
     Case("room-150k-214x120", "room", 150_000, 214, 120, (1, 4)),
     Case("outdoor-40k-217x140", "outdoor", 40_000, 217, 140, (1, 4)),
     Case("outdoor-40k-320x180", "outdoor", 40_000, 320, 180, (1, 4)),
+    Case("antialiased-50k-214x120", "room", 50_000, 214, 120, (4,), antialiased=True),
+    Case("sh0-50k-214x120", "room", 50_000, 214, 120, (4,), sh_degree=0),
+    Case("depth-50k-214x120", "room", 50_000, 214, 120, (4,), render_mode="RGB+ED"),
+    Case("channels32-50k-214x120", "room", 50_000, 214, 120, (4,), channels=32),
+    Case("pile-50k-214x120", "pile", 50_000, 214, 120, (4,)),
+    Case("curtain-200-214x120", "curtain", 200, 214, 120, (4,)),
     CPU_CASE,
 )
 
@@ -98,7 +121,9 @@ class Workload(NamedTuple):
             "Ks": self.cameras.Ks[:batch],
             "width": case.width,
             "height": case.height,
-            "sh_degree": None if case.channels else SH_DEGREE,
+            "sh_degree": None if case.channels else case.sh_degree,
+            "render_mode": case.render_mode,
+            "rasterize_mode": "antialiased" if case.antialiased else "classic",
             "packed": False,
         }
 
@@ -107,14 +132,14 @@ class Workload(NamedTuple):
 def _scene(name: str, n: int) -> Scene:
     if name == "garden":
         return scenes.garden(_known_garden())
-    return {"room": scenes.room, "outdoor": scenes.outdoor}[name](n)
+    return {"room": scenes.room, "outdoor": scenes.outdoor, "pile": scenes.pile, "curtain": scenes.curtain}[name](n)
 
 
 def _cameras(case: Case) -> Cameras:
     n = max(case.batches)
     if case.scene == "garden":
         return scenes.garden_cameras(_known_garden(), n, case.width, case.height)
-    make = {"room": scenes.room_cameras, "outdoor": scenes.outdoor_cameras}[case.scene]
+    make = {"room": scenes.room_cameras, "outdoor": scenes.outdoor_cameras}.get(case.scene, scenes.pile_cameras)
     return make(n, case.width, case.height)
 
 
@@ -135,5 +160,5 @@ def workload(case: Case, device: str) -> Workload:
         generator = torch.Generator().manual_seed(0)
         colors = torch.rand(len(scene), case.channels, generator=generator).to(device)
     else:
-        colors = scene.sh
+        colors = scene.sh[:, : (case.sh_degree + 1) ** 2].contiguous()
     return Workload(case, scene, colors, cameras, counts)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import rapfast
+from bench import floors
 from rapfast import ops
 from rapfast._native import _C
 
@@ -178,16 +179,18 @@ def _resident(field: str) -> float:
 def stage_ms(arguments: Arguments, device: str, repeats: int = 5) -> dict[str, float] | None:
     """rapfast's milliseconds per view in each stage.
 
-    On CUDA ``rapfast.ops.stage_times`` knows: it takes the arguments but ``packed``, which concerns ``meta`` alone, and
-    returns the milliseconds of one call by stage. None where this version of rapfast has no such function. On the CPU
-    the stages are called one by one.
+    On CUDA ``rapfast.ops.stage_times`` knows the milliseconds of one call by stage. None where this version of rapfast
+    has no such function, and for what it cannot render, which is depth. On the CPU the stages are called one by one.
     """
     batch = len(arguments["viewmats"])
     if device == "cuda":
         stage_times = getattr(ops, "stage_times", None)
         if stage_times is None:
             return None
-        rendering = {name: value for name, value in arguments.items() if name != "packed"}
+        if arguments["render_mode"] != "RGB":
+            return None
+        rendering = {n: v for n, v in arguments.items() if n not in ("packed", "render_mode", "rasterize_mode")}
+        rendering["antialiased"] = _antialiased(arguments)
         return {name: ms / batch for name, ms in stage_times(**rendering).items()}
     runs = [_cpu_stages(arguments) for _ in range(repeats)]
     return {name: 1e3 * statistics.median(run[name] for run in runs) / batch for name in runs[0]}
@@ -198,20 +201,45 @@ def _cpu_stages(arguments: Arguments) -> dict[str, float]:
     opacities, colors = arguments["opacities"][None], arguments["colors"][None]
     viewmats, Ks = arguments["viewmats"][None].contiguous(), arguments["Ks"][None].contiguous()
     size = arguments["width"], arguments["height"]
-    sh_degree, took, made = arguments["sh_degree"], {}, {}
+    sh_degree, mode, took, made = arguments["sh_degree"], arguments["render_mode"], {}, {}
+    antialiased = _antialiased(arguments)
 
     def stage(name: str, call: Callable[[], Any]) -> None:
         start = time.perf_counter()
         made[name] = call()
         took[name] = time.perf_counter() - start
 
-    stage("project", lambda: ops.project(*scene, None, opacities, viewmats, Ks, *size))
-    stage("color", lambda: ops.color(scene[0], viewmats, Ks, colors, made["project"], *size, sh_degree=sh_degree))
+    stage("project", lambda: ops.project(*scene, None, opacities, viewmats, Ks, *size, antialiased=antialiased))
+    given = {"sh_degree": sh_degree, "render_mode": mode}
+    stage("color", lambda: ops.color(scene[0], viewmats, Ks, colors, made["project"], *size, **given))
     stage("bin", lambda: ops.bin(made["project"], *size))
     stage("blend", lambda: ops.blend(made["project"], made["color"], made["bin"], *size))
     n_channels = 3 if sh_degree is not None else colors.shape[-1]
-    stage("composite", lambda: ops.composite(*made["blend"], n_color_channels=n_channels))
+    finish = {"n_color_channels": n_channels, "expected_depth": mode.endswith("ED")}
+    stage("composite", lambda: ops.composite(*made["blend"], **finish))
     return took
+
+
+def _antialiased(arguments: Arguments) -> bool:
+    return arguments["rasterize_mode"] == "antialiased"
+
+
+def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> dict[str, float]:
+    """Milliseconds per view of each kernel of a call on the GPU, in their order, as torch's profiler sees them and
+    `floors.steps` names them; kernels of one name are added up. The mean of ``repeats`` calls."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+    kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels.sort(key=lambda event: event.time_range.start)
+    found: dict[str, float] = {}
+    for name, kernel in zip(floors.steps([kernel.name for kernel in kernels]), kernels, strict=True):
+        found[name] = found.get(name, 0.0) + kernel.time_range.elapsed_us() / (1e3 * repeats * batch)
+    return found
 
 
 # --- right pixels ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Makes the tables and plots of the documentation from the runs committed under bench/results/.
 
     python bench/report.py save bench_out/run.json    keeps a run as bench/results/<machine>-<date>.json
-    python bench/report.py                            docs/benchmarks.md, the README's table, docs/benchmarks-*.svg
+    python bench/report.py                            docs/benchmarks.md, docs/performance.md, the README's table, plots
 
 Every ratio compares two records of one run. Of each machine the newest run counts.
 """
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 DOCS_MARKERS = "<!-- benchmark results -->", "<!-- /benchmark results -->"
 README_MARKERS = "<!-- benchmark table -->", "<!-- /benchmark table -->"
+FLOORS_MARKERS = "<!-- floors -->", "<!-- /floors -->"
 
 CPU_CASE = "cpu-room200k-427x240"
 CPU_BAR_MS, CPU_BAR_RATIO = 250.0, 20.0
@@ -198,6 +199,96 @@ def cpu_sentence(run: Run) -> str | None:
         text += f", {_number(ratio)} times the float32 reference, {_number(theirs)} ms"
         text += f" (bar {CPU_BAR_RATIO:.0f}: {verdict})"
     return text + "."
+
+
+# --- floors ----------------------------------------------------------------------------------------------------------
+
+
+def _counted(run: Run) -> dict[str, dict[str, Any]]:
+    """rapfast's records whose work was counted, by case, one batch each."""
+    found = {}
+    for (case, backend, _), info in run.records.items():
+        if backend == "rapfast" and info.get("work"):
+            found[case] = info
+    return found
+
+
+def floors_summary(run: Run) -> str | None:
+    """What was counted of each case, the floor of all its steps and the time it took; None where nothing was."""
+    from bench.floors import Work, total_us
+
+    head = ["case", "batch", "records", "visible", "intersections", "walked", "reached / 4", "drawn / 256", "floor, us"]
+    head += ["measured, us", "times"]
+    rows = []
+    for case, info in _counted(run).items():
+        w = Work(**info["work"])
+        floor, us = total_us(w), 1e3 * info["ms_per_view"]
+        counts = (w.records, w.visible, w.intersections, w.walked, w.reached / 4, w.drawn / 256)
+        rows.append([case, str(w.views), *(_number(n) for n in counts), _number(floor), _number(us)])
+        rows[-1].append(_number(us / floor))
+    return _table(head, rows) if rows else None
+
+
+def floors_table(info: dict[str, Any]) -> str:
+    """One case step by step: bytes, operations, the floor and what sets it, the time and how many times the floor."""
+    from bench.floors import Work, floors
+
+    w = Work(**info["work"])
+    expected, steps, stages = floors(w), info.get("steps") or {}, info.get("stages") or {}
+    head = ["step", "MB / view", "M operations", "M ex2", "floor, us", "set by", "measured, us", "times"]
+    rows = []
+    stage_of = {name: floor.stage for name, floor in expected.items()}
+    stage = "project"
+    for name in steps:  # a step without a floor belongs to the stage of the step before
+        stage = stage_of.setdefault(name, stage)
+    for stage in dict.fromkeys((*STAGES, *stage_of.values())):
+        names = [name for name in dict.fromkeys((*steps, *expected)) if stage_of[name] == stage]
+        known = [expected[name] for name in names if name in expected]
+        if len(names) > 1:
+            for name in names:
+                rows.append([f"{stage}: {name}", *_floor_cells(w, expected.get(name), steps.get(name))])
+        if not names:
+            continue
+        floor = sum(f.us(w.views) for f in known)
+        took = stages.get(stage) or (sum(steps[name] for name in names if name in steps) or None)
+        cells = [sum(f.bytes for f in known) / 1e6, sum(f.operations for f in known) / 1e6]
+        cells = [_number(value) for value in (*cells, sum(f.ex2 for f in known) / 1e6, floor)]
+        by = _limit(known[0], w.views) if len(known) == 1 else ""
+        times = _number(1e3 * took / floor) if took and floor else "–"
+        rows.append([f"**{stage}**", *cells, by, _number(None if took is None else 1e3 * took), times])
+    return _table(head, rows)
+
+
+def _limit(floor: Any, views: int) -> str:
+    limits = floor.limits(views)
+    return max(limits, key=limits.__getitem__)
+
+
+def _floor_cells(work: Any, floor: Any, ms: float | None) -> list[str]:
+    took = _number(None if ms is None else 1e3 * ms)
+    if floor is None:
+        return ["–", "–", "–", "–", "–", took, "–"]
+    us = floor.us(work.views)
+    cells = [_number(value / 1e6) for value in (floor.bytes, floor.operations, floor.ex2)]
+    times = None if ms is None else 1e3 * ms / us
+    return [*cells, _number(us), _limit(floor, work.views), took, _number(times)]
+
+
+def floors_section(runs: list[Run]) -> str | None:
+    """What stands between the markers of docs/performance.md, from the first run on a GPU that counted its work; None
+    where none did, and the file is left as it is."""
+    for run in runs:
+        counted = _counted(run) if run.machine.get("gpu") else {}
+        if not counted:
+            continue
+        parts = [f"{_provenance(run)}.", floors_summary(run)]
+        outdoors = "garden-" if any(case.startswith("garden-") for case in counted) else "outdoor-"
+        for case, info in counted.items():
+            size = info["width"], info["height"]
+            if case.startswith(outdoors) or (case.startswith("room-") and size == (854, 480)):
+                parts += [f"### {case}, batch of {info['batch']}", floors_table(info)]
+        return "\n\n".join(parts)
+    return None
 
 
 # --- the appearance path ---------------------------------------------------------------------------------------------
@@ -447,10 +538,13 @@ def write(root: Path, with_plots: bool) -> list[str]:
             problems.append(str(error))
     for path, markers, make in (
         (root / "docs" / "benchmarks.md", DOCS_MARKERS, lambda: docs_section(runs, plots, appearance_plots)),
+        (root / "docs" / "performance.md", FLOORS_MARKERS, lambda: floors_section(runs)),
         (root / "README.md", README_MARKERS, lambda: readme_table(runs)),
     ):
         try:
-            replace_between(path, markers, make())
+            content = make()
+            if content is not None:
+                replace_between(path, markers, content)
         except ReportError as error:
             problems.append(str(error))
     return problems

@@ -169,6 +169,42 @@ def outdoor_cameras(n: int, width: int = 1297, height: int = 840, seed: int = 0)
     return cameras.resize(width, height)
 
 
+PILE_FROM = 5.0
+"""Metres from the cameras to a pile or a curtain."""
+
+
+def pile(n: int = 500_000, seed: int = 0) -> Scene:
+    """``n`` tiny Gaussians that `pile_cameras` see in one tile, all of them: the longest list that pixels walk.
+
+    Each is barely above the alpha that is drawn at all and covers about one pixel, so that a pixel stays open for
+    some two thousand of them.
+    """
+    rng = np.random.default_rng(seed)
+    means = rng.uniform(-0.5, 0.5, (n, 3)) * np.array([0.07, 0.07, 0.07])
+    values = means, np.full((n, 3), 1e-4), rng.uniform(0.005, 0.006, n)
+    return _scene(values[0], np.tile([1.0, 0, 0, 0], (n, 1)), values[1], values[2], rng.random((n, 3)), rng)
+
+
+def curtain(n: int = 2000, seed: int = 0) -> Scene:
+    """``n`` faint Gaussians each of which covers every tile of `pile_cameras`, in depth order behind each other."""
+    rng = np.random.default_rng(seed)
+    means = rng.uniform(-0.5, 0.5, (n, 3))
+    scales = rng.uniform(20.0, 30.0, (n, 3))
+    quats = rng.normal(size=(n, 4))
+    return _scene(means, quats, scales, rng.uniform(0.006, 0.008, n), rng.random((n, 3)), rng)
+
+
+def pile_cameras(n: int, width: int = 854, height: int = 480) -> Cameras:
+    """``n`` cameras on a circle around the origin, which all see in the middle of one tile."""
+    turn = 2 * math.pi * ((np.arange(n) * 0.381966) % 1.0)
+    eyes = PILE_FROM * np.stack([np.cos(turn), np.sin(turn), np.zeros(n)], 1)
+    fov_y = 2 * math.degrees(math.atan(height / (2 * FOCAL_ROOM * 854)))
+    cameras = Cameras.look_at(eyes, np.zeros((n, 3)), width=width, height=height, fov_y=fov_y)
+    for axis, size in enumerate((width, height)):
+        cameras.Ks[:, axis, 2] = size // (2 * TILE_SIZE) * TILE_SIZE + TILE_SIZE / 2
+    return cameras
+
+
 def garden(path: str | os.PathLike, seed: int = 0) -> Scene:
     """The points of ``test_garden.npz``, gsplat's own test asset, tiled 5 x 5: 2.8 M Gaussians.
 

@@ -8,8 +8,21 @@ from typing import Any
 
 import torch
 
+from bench import floors
 from bench.cases import CASES, CPU_THREADS, Case, Workload, workload
-from bench.measure import BACKENDS, MIN_PSNR, Arguments, peak_mib, psnr, rounds_for, seconds, stage_ms, wait, why_not
+from bench.measure import (
+    BACKENDS,
+    MIN_PSNR,
+    Arguments,
+    peak_mib,
+    psnr,
+    rounds_for,
+    seconds,
+    stage_ms,
+    step_ms,
+    wait,
+    why_not,
+)
 
 _BY_NAME = {case.name: case for cases in CASES.values() for case in cases}
 
@@ -103,6 +116,9 @@ def _measure(
     warmups, rounds = rounds_for(first, device, max_rounds)
     peak = peak_mib(call, device) if first < 3.0 else None
     stages = stage_ms(arguments, device, repeats=min(5, rounds)) if backend == "rapfast" else None
+    counted = backend == "rapfast" and batch == case.counted_batch and not case.cpu_only
+    counts = floors.count(arguments) if counted else None
+    steps = step_ms(call, batch) if counted and device == "cuda" else None
     benchmark.pedantic(call, warmup_rounds=warmups, rounds=rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
@@ -121,6 +137,8 @@ def _measure(
         visible_share=float(work.statistics.visible_share[:batch].mean()),
         intersections_per_view=float(work.statistics.intersections[:batch].double().mean()),
         stages=stages,
+        work=None if counts is None else counts._asdict(),
+        steps=steps,
         psnr_db=agreement,
         psnr_against=None if agreement is None else against,
         device=device,

@@ -1,0 +1,279 @@
+"""The least time that each step of a forward call can take on an H200: from what is counted of a workload, the bytes
+and operations that the step cannot do without, and the time these take at what the chip was measured to reach.
+
+Only what a step must do counts: every input read once, every output written once, however often a kernel comes back to
+either; of blending, the records that put something into a pixel. A floor is therefore nothing that a kernel could
+reach, but what is left between the two is all there is to gain without another algorithm.
+
+All formulas are per view. Operations are instructions of one lane; a fused multiply-add is one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import torch
+
+from rapfast import ops
+
+BYTES_PER_SECOND = 4.25e12
+"""A device-to-device copy, read and written bytes together."""
+OPERATIONS_PER_SECOND = 63.7e12 / 2
+"""float32 instructions of a lane: half of 63.7 TFLOP/s, in which a multiply-add counts twice."""
+EX2_PER_SECOND = 4.1e12
+LAUNCH_SECONDS = 3.2e-6
+
+_SORTS = ((0.3e6, 70.0, 39.0), (1e6, 83.0, 47.0), (2.5e6, 144.0, 82.0), (20e6, 643.0, 338.0))
+"""CUB's radix sort of u32 keys with u32 values: number of pairs, microseconds for 32 and for 16 key bits."""
+
+GROUP = 32  # cameras that share one load of a Gaussian: csrc/cuda/project.cu
+TILE, QUARTER = 16, 8  # pixels per side: a tile, and the part of it that a warp of the blend owns
+ALPHA_CUT, STOP, ALPHA_CAP = 1 / 255, 1e-4, 0.999
+
+
+class Work(NamedTuple):
+    """What is counted of one workload: means over the views of a batch."""
+
+    views: int  # of the batch
+    gaussians: int
+    records: float  # pairs that passed the frustum test: rows of every later stage, dead ones included
+    visible: float  # pairs that passed the full test too
+    rows: float  # (record, tile row) pairs of the boxes
+    intersections: float  # (record, tile) pairs after the exact test
+    walked: float  # of them those that come before every pixel of the tile has stopped
+    reached: float  # (record, 8x8 quarter of a tile) pairs, walked, that draw in at least one pixel
+    drawn: float  # (record, pixel) pairs that are drawn
+    tiles: int
+    pixels: int
+    channels: int  # blended ones, depth included
+    coefficients: int  # of spherical harmonics a channel; 0: colours are given
+
+
+class Floor(NamedTuple):
+    """Of one step, per view."""
+
+    stage: str
+    bytes: float
+    operations: float = 0.0
+    ex2: float = 0.0
+    launches: int = 1
+    sort_us: float = 0.0  # what a sort of this size was measured to take; of the call's one sort, per view
+
+    def limits(self, views: int) -> dict[str, float]:
+        """Microseconds per view by what sets them."""
+        found = {
+            "bytes": 1e6 * self.bytes / BYTES_PER_SECOND,
+            "operations": 1e6 * self.operations / OPERATIONS_PER_SECOND,
+            "ex2": 1e6 * self.ex2 / EX2_PER_SECOND,
+            "launch": 1e6 * self.launches * LAUNCH_SECONDS / views,
+        }
+        return {**found, "sort": self.sort_us} if self.sort_us else found
+
+    def us(self, views: int) -> float:
+        return max(self.limits(views).values())
+
+
+def sort_us(pairs: float, bits: int) -> float:
+    """Microseconds of CUB's sort of ``pairs`` u32 keys and values by ``bits`` bits: between the measured sizes and key
+    lengths on straight lines, over the largest in proportion; below the smallest it is bound by its launches."""
+    passes = math.ceil(bits / 8)
+
+    def at(row: tuple[float, float, float]) -> float:
+        return row[2] + (row[1] - row[2]) * (passes - 2) / 2
+
+    if pairs <= _SORTS[0][0]:
+        return at(_SORTS[0])
+    for low, high in zip(_SORTS, _SORTS[1:], strict=False):
+        if pairs <= high[0]:
+            return at(low) + (at(high) - at(low)) * (pairs - low[0]) / (high[0] - low[0])
+    return at(_SORTS[-1]) * pairs / _SORTS[-1][0]
+
+
+def floors(w: Work) -> dict[str, Floor]:
+    """Each step of a call in its order; the names are those of `measure.step_ms`."""
+    words = w.gaussians / 32  # one bit for each (Gaussian, view) pair
+    tile_bits = math.ceil(math.log2(w.views * w.tiles + 1))
+    stride = w.channels if w.channels < 3 else 4 * math.ceil(w.channels / 4)  # floats in a row of colours
+    found = {
+        # 44 bytes of mean, quaternion, scale and opacity, once for each group of cameras; a bit out. About 60
+        # operations for the test of one pair: 9 to rotate the mean, a reciprocal, two projections, two radii with
+        # their roots, ten comparisons.
+        "cull": Floor("project", 44 * w.gaussians / min(w.views, GROUP) + 4 * words, 60 * w.gaussians),
+        # Words in, their sums out. CUB initialises its state in a launch of its own.
+        "scan after cull": Floor("project", 8 * words, launches=2),
+        # Words and sums in, Gaussian and image of each record out.
+        "expand": Floor("project", 8 * words + 8 * w.records),
+        # Those and the Gaussian's 44 bytes in; record, 32 bytes, and radii, 8, out. About 180 operations: covariance
+        # 60, into the view and through the Jacobian 60, inverse, radii and bounds 60.
+        "project": Floor("project", (8 + 44 + 40) * w.records, 180 * w.records),
+    }
+    if w.coefficients:
+        # Mean, coefficients, two indices and the opacity in, a row of colours out. The basis takes about three
+        # operations a term beyond the constant one; then a multiply-add for each coefficient.
+        k = w.coefficients
+        each = 12 + 12 * k + 8 + 4 + 4 * stride
+        found["sh"] = Floor("color", each * w.visible, (20 + 3 * (k - 1) + 3 * k) * w.visible)
+    else:
+        each = 4 * w.channels + 8 + 4 + 4 * stride
+        found["given_color"] = Floor("color", each * w.visible)
+    found |= {
+        # Record and radii in, depth key, place and number of tiles out. About 30 operations for the ellipse and 40
+        # for its columns in one row of tiles.
+        "count": Floor("bin", (40 + 12) * w.records, 30 * w.visible + 40 * w.rows),
+        # Four passes of eight bits over keys and values, and one over the keys for the histograms.
+        "sort after count": Floor(
+            "bin", (4 + 4 * 16) * w.records, launches=6, sort_us=sort_us(w.records * w.views, 32) / w.views
+        ),
+        # Place and number of tiles in, first intersection out.
+        "scan after count": Floor("bin", 12 * w.records, launches=2),
+        # Place, count, first, image, record and radii in; tile and record of each intersection out.
+        "emit": Floor("bin", 56 * w.records + 8 * w.intersections, 30 * w.visible + 40 * w.rows),
+        "sort after emit": Floor(
+            "bin",
+            (4 + 16 * math.ceil(tile_bits / 8)) * w.intersections,
+            launches=2 + math.ceil(tile_bits / 8),
+            sort_us=sort_us(w.intersections * w.views, tile_bits) / w.views,
+        ),
+        # The first intersection of each tile.
+        "offsets": Floor("bin", 8 * w.tiles),
+        # List, record and colours of what is walked in, once a tile; pixels out. In every pixel of a quarter that a
+        # record reaches: 2 operations for the distance, 2 for the exponent (what depends on x alone is shared by two
+        # pixels: 1 more), one ex2, 7 for alpha, its cut and cap and the transmittance, and one for each channel. To
+        # find out takes about 25 for each of the four quarters.
+        "blend": Floor(
+            "blend",
+            (4 + 32 + 4 * stride) * w.walked + 4 * (w.channels + 1) * w.pixels,
+            (12 + w.channels) * QUARTER**2 * w.reached + 4 * 25 * w.walked,
+            QUARTER**2 * w.reached,
+        ),
+    }
+    return found
+
+
+def total_us(w: Work) -> float:
+    """Microseconds per view of all steps."""
+    return sum(floor.us(w.views) for floor in floors(w).values())
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+_PAIRS_AT_ONCE = {"cuda": 1 << 26, "cpu": 1 << 22}  # (record, pixel) pairs, a few floats each
+
+
+def count(arguments: dict[str, Any]) -> Work:
+    """Counts a call of ``rasterization`` with these arguments, which rapfast has answered before: of one scene,
+    pinhole, not antialiased or that too, on either device."""
+    scene = [arguments[name][None].contiguous() for name in ("means", "quats", "scales")]
+    opacities, viewmats, Ks = (arguments[name][None].contiguous() for name in ("opacities", "viewmats", "Ks"))
+    width, height, sh_degree = arguments["width"], arguments["height"], arguments["sh_degree"]
+    antialiased = arguments.get("rasterize_mode", "classic") == "antialiased"
+    projected = ops.project(*scene, None, opacities, viewmats, Ks, width, height, antialiased=antialiased)
+    tiles = ops.bin(projected, width, height)
+    views, n = viewmats.shape[1], arguments["means"].shape[0]
+    grid = torch.tensor([math.ceil(width / TILE), math.ceil(height / TILE)])
+
+    low = ((projected.records[:, 1] - projected.radii[:, 1]) / TILE).floor().clamp(0, int(grid[1]))
+    high = ((projected.records[:, 1] + projected.radii[:, 1]) / TILE).ceil().clamp(0, int(grid[1]))
+    walked, reached, drawn = _walk(projected, tiles, width, height)
+    with_depth = "D" in arguments.get("render_mode", "RGB").removeprefix("RGB")
+    channels = 3 if sh_degree is not None else arguments["colors"].shape[-1]
+    return Work(
+        views=views,
+        gaussians=n,
+        records=_rows_in_use(arguments, scene, antialiased, len(projected.radii)) / views,
+        visible=len(projected.radii) / views,
+        rows=float((high - low).double().sum()) / views,
+        intersections=len(tiles.tile_records) / views,
+        walked=walked / views,
+        reached=reached / views,
+        drawn=drawn / views,
+        tiles=int(grid.prod()),
+        pixels=width * height,
+        channels=channels + with_depth,
+        coefficients=0 if sh_degree is None else (sh_degree + 1) ** 2,
+    )
+
+
+def _rows_in_use(arguments: dict[str, Any], scene: list[torch.Tensor], antialiased: bool, visible: int) -> int:
+    """Records of the call, with those that are dead: on the CPU there are none."""
+    if scene[0].device.type != "cuda":
+        return visible
+    names = "colors", "opacities", "viewmats", "Ks"
+    colors, opacities, viewmats, Ks = (arguments[name][None].contiguous() for name in names)
+    rendered = ops.render(
+        *scene, None, opacities, colors, viewmats, Ks, None, arguments["width"], arguments["height"],
+        camera_model="pinhole", antialiased=antialiased, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
+        sh_degree=arguments["sh_degree"], render_mode="RGB", alpha_cap=ALPHA_CAP,
+    )  # fmt: skip
+    return rendered.n_records
+
+
+def _walk(projected: ops.Records, tiles: Any, width: int, height: int) -> tuple[int, int, int]:
+    """Blends once more in plain torch, a few tiles at a time, and counts: (record, tile) pairs walked, (record,
+    quarter) pairs reached, (record, pixel) pairs drawn."""
+    device = projected.records.device
+    tiles_x, tiles_y = math.ceil(width / TILE), math.ceil(height / TILE)
+    begins, lengths = tiles.tile_offsets[:-1], tiles.tile_offsets.diff()
+    # quarter by quarter, so that its pixels lie side by side
+    inside = torch.arange(QUARTER**2, device=device)
+    corner = torch.tensor([[0, 0], [QUARTER, 0], [0, QUARTER], [QUARTER, QUARTER]], device=device)
+    columns = (corner[:, :1] + inside % QUARTER).flatten()
+    rows = (corner[:, 1:] + inside // QUARTER).flatten()
+
+    order = lengths.argsort(descending=True)
+    order = order[: int((lengths > 0).sum())]
+    longest = lengths[order].tolist()
+    counts = torch.zeros(3, dtype=torch.int64, device=device)
+    first = 0
+    while first < len(order):
+        length = longest[first]
+        some = order[first : first + max(1, _PAIRS_AT_ONCE[device.type] // (TILE**2 * length))]
+        first += len(some)
+        tile = some % (tiles_x * tiles_y)
+        place = torch.arange(length, device=device)
+        listed = place < lengths[some][:, None]  # [T, L]
+        at = (begins[some][:, None] + place).clamp(max=len(tiles.tile_records) - 1)
+        image = some // (tiles_x * tiles_y)
+        record = projected.records[projected.image_offsets[image][:, None] + tiles.tile_records[at]]
+        x, y, a, b, c, opacity = (record[..., i, None] for i in range(6))  # [T, L, 1]
+        column = (tile % tiles_x * TILE)[:, None] + columns  # [T, 256]
+        row = (tile // tiles_x * TILE)[:, None] + rows
+        dx, dy = x - (column[:, None] + 0.5), y - (row[:, None] + 0.5)
+        power = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
+        alpha = (opacity * torch.exp(-power)).clamp(max=ALPHA_CAP)
+        pixel = (column < width) & (row < height)
+        hit = (alpha >= ALPHA_CUT) & (power >= 0) & listed[..., None] & pixel[:, None]
+        left = torch.cumprod(torch.where(hit, 1 - alpha, 1.0), dim=1)
+        # a pixel goes on until the first record that would leave it too dark, which is not drawn
+        alive = torch.cat([pixel[:, None].expand(-1, 1, -1), left[:, :-1] > STOP], dim=1) & pixel[:, None]
+        hit &= alive
+        counts[0] += (alive.any(-1) & listed).sum()
+        counts[1] += hit.unflatten(-1, (4, QUARTER**2)).any(-1).sum()
+        counts[2] += (hit & (left > STOP)).sum()
+    walked, reached, drawn = counts.tolist()
+    return walked, reached, drawn
+
+
+# --- which kernel is which step --------------------------------------------------------------------------------------
+
+
+def steps(kernels: list[str]) -> list[str]:
+    """Names the steps of one call from the names of its kernels, in the order they ran: rapfast's as in its source,
+    without "_kernel"; sorts and scans of CUB, and what torch runs, by what they follow."""
+    names, before = [], None
+    for kernel in kernels:
+        kind = next((kind for part, kind in _FOREIGN.items() if part in kernel), None)
+        own = re.search(r"rapfast::.*?(\w+?)_kernel\b", kernel)
+        if kind is None and own:
+            before = own[1]
+            names.append(before)
+        else:
+            kind = kind or "other"
+            names.append(f"{kind} after {before}" if before else kind)
+    return names
+
+
+# CUB's first: rapfast's types stand in their names.
+_FOREIGN = {"DeviceRadixSort": "sort", "DeviceScan": "scan", "cub::": "cub", "Memcpy": "copy", "Memset": "clear"}
