@@ -58,26 +58,24 @@ class Floor(NamedTuple):
     bytes: float
     operations: float = 0.0
     ex2: float = 0.0
-    launches: int = 1
-    sort_us: float = 0.0  # what a sort of this size was measured to take; of the call's one sort, per view
 
-    def limits(self, views: int) -> dict[str, float]:
+    def limits(self) -> dict[str, float]:
         """Microseconds per view by what sets them."""
-        found = {
+        return {
             "bytes": 1e6 * self.bytes / BYTES_PER_SECOND,
             "operations": 1e6 * self.operations / OPERATIONS_PER_SECOND,
             "ex2": 1e6 * self.ex2 / EX2_PER_SECOND,
-            "launch": 1e6 * self.launches * LAUNCH_SECONDS / views,
         }
-        return {**found, "sort": self.sort_us} if self.sort_us else found
 
-    def us(self, views: int) -> float:
-        return max(self.limits(views).values())
+    @property
+    def us(self) -> float:
+        return max(self.limits().values())
 
 
 def sort_us(pairs: float, bits: int) -> float:
-    """Microseconds of CUB's sort of ``pairs`` u32 keys and values by ``bits`` bits: between the measured sizes and key
-    lengths on straight lines, over the largest in proportion; below the smallest it is bound by its launches."""
+    """Microseconds that CUB's sort of ``pairs`` u32 keys and values by ``bits`` bits was measured to take, launches and
+    the gaps between them included: between the measured sizes and key lengths on straight lines, over the largest in
+    proportion. No floor: a sort of one's own may beat it."""
     passes = math.ceil(bits / 8)
 
     def at(row: tuple[float, float, float]) -> float:
@@ -91,18 +89,22 @@ def sort_us(pairs: float, bits: int) -> float:
     return at(_SORTS[-1]) * pairs / _SORTS[-1][0]
 
 
+def tile_bits(w: Work) -> int:
+    """Bits of the number of a tile among those of all views."""
+    return math.ceil(math.log2(w.views * w.tiles + 1))
+
+
 def floors(w: Work) -> dict[str, Floor]:
     """Each step of a call in its order; the names are those of `measure.step_ms`."""
     words = w.gaussians / 32  # one bit for each (Gaussian, view) pair
-    tile_bits = math.ceil(math.log2(w.views * w.tiles + 1))
     stride = w.channels if w.channels < 3 else 4 * math.ceil(w.channels / 4)  # floats in a row of colours
     found = {
         # 44 bytes of mean, quaternion, scale and opacity, once for each group of cameras; a bit out. About 60
         # operations for the test of one pair: 9 to rotate the mean, a reciprocal, two projections, two radii with
         # their roots, ten comparisons.
         "cull": Floor("project", 44 * w.gaussians / min(w.views, GROUP) + 4 * words, 60 * w.gaussians),
-        # Words in, their sums out. CUB initialises its state in a launch of its own.
-        "scan after cull": Floor("project", 8 * words, launches=2),
+        # Words in, their sums out.
+        "scan after cull": Floor("project", 8 * words),
         # Words and sums in, Gaussian and image of each record out.
         "expand": Floor("project", 8 * words + 8 * w.records),
         # Those and the Gaussian's 44 bytes in; record, 32 bytes, and radii, 8, out. About 180 operations: covariance
@@ -122,21 +124,15 @@ def floors(w: Work) -> dict[str, Floor]:
         # Record and radii in, depth key, place and number of tiles out. About 30 operations for the ellipse and 40
         # for its columns in one row of tiles.
         "count": Floor("bin", (40 + 12) * w.records, 30 * w.visible + 40 * w.rows),
-        # Four passes of eight bits over keys and values, and one over the keys for the histograms.
-        "sort after count": Floor(
-            "bin", (4 + 4 * 16) * w.records, launches=6, sort_us=sort_us(w.records * w.views, 32) / w.views
-        ),
+        # Keys and values in and out in four passes of eight bits, and the keys once more for their histograms.
+        "sort after count": Floor("bin", (4 + 4 * 16) * w.records),
         # Place and number of tiles in, first intersection out.
-        "scan after count": Floor("bin", 12 * w.records, launches=2),
+        "scan after count": Floor("bin", 12 * w.records),
         # Place, count, first, image, record and radii in; tile and record of each intersection out.
         "emit": Floor("bin", 56 * w.records + 8 * w.intersections, 30 * w.visible + 40 * w.rows),
-        "sort after emit": Floor(
-            "bin",
-            (4 + 16 * math.ceil(tile_bits / 8)) * w.intersections,
-            launches=2 + math.ceil(tile_bits / 8),
-            sort_us=sort_us(w.intersections * w.views, tile_bits) / w.views,
-        ),
-        # The first intersection of each tile.
+        # As above, in as many passes as the tile's number takes.
+        "sort after emit": Floor("bin", (4 + 16 * math.ceil(tile_bits(w) / 8)) * w.intersections),
+        # The first intersection of each tile out.
         "offsets": Floor("bin", 8 * w.tiles),
         # List, record and colours of what is walked in, once a tile; pixels out. In every pixel of a quarter that a
         # record reaches: 2 operations for the distance, 2 for the exponent (what depends on x alone is shared by two
@@ -154,7 +150,18 @@ def floors(w: Work) -> dict[str, Floor]:
 
 def total_us(w: Work) -> float:
     """Microseconds per view of all steps."""
-    return sum(floor.us(w.views) for floor in floors(w).values())
+    return sum(floor.us for floor in floors(w).values())
+
+
+def launch_us(w: Work, launches: float) -> float:
+    """Microseconds per view in which a call's kernels can be launched, which no GPU work can hide where it is less."""
+    return 1e6 * LAUNCH_SECONDS * launches / w.views
+
+
+def cub_sorts_us(w: Work) -> float:
+    """Microseconds per view that CUB's two sorts of the call take: by depth, 32 bits, and by tile."""
+    by_depth = sort_us(w.records * w.views, 32)
+    return (by_depth + sort_us(w.intersections * w.views, tile_bits(w))) / w.views
 
 
 # --- counting --------------------------------------------------------------------------------------------------------

@@ -224,9 +224,10 @@ def _antialiased(arguments: Arguments) -> bool:
     return arguments["rasterize_mode"] == "antialiased"
 
 
-def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> dict[str, float]:
+def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> tuple[dict[str, float], float]:
     """Milliseconds per view of each kernel of a call on the GPU, in their order, as torch's profiler sees them and
-    `floors.steps` names them; kernels of one name are added up. The mean of ``repeats`` calls."""
+    `floors.steps` names them; kernels of one name are added up. Then how many launches a call has, copies and clears
+    included. Means of ``repeats`` calls."""
     for _ in range(3):
         call()
     torch.cuda.synchronize()
@@ -239,7 +240,7 @@ def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> dict[str,
     found: dict[str, float] = {}
     for name, kernel in zip(floors.steps([kernel.name for kernel in kernels]), kernels, strict=True):
         found[name] = found.get(name, 0.0) + kernel.time_range.elapsed_us() / (1e3 * repeats * batch)
-    return found
+    return found, len(kernels) / repeats
 
 
 # --- right pixels ----------------------------------------------------------------------------------------------------

@@ -215,17 +215,19 @@ def _counted(run: Run) -> dict[str, dict[str, Any]]:
 
 def floors_summary(run: Run) -> str | None:
     """What was counted of each case, the floor of all its steps and the time it took; None where nothing was."""
-    from bench.floors import Work, total_us
+    from bench.floors import Work, cub_sorts_us, launch_us, total_us
 
     head = ["case", "batch", "records", "visible", "intersections", "walked", "reached / 4", "drawn / 256", "floor, us"]
-    head += ["measured, us", "times"]
+    head += ["CUB's sorts, us", "launches, us", "kernels, us", "call, us", "call / floor"]
     rows = []
     for case, info in _counted(run).items():
         w = Work(**info["work"])
-        floor, us = total_us(w), 1e3 * info["ms_per_view"]
+        floor, us, steps = total_us(w), 1e3 * info["ms_per_view"], info.get("steps")
         counts = (w.records, w.visible, w.intersections, w.walked, w.reached / 4, w.drawn / 256)
-        rows.append([case, str(w.views), *(_number(n) for n in counts), _number(floor), _number(us)])
-        rows[-1].append(_number(us / floor))
+        row = [case, str(w.views), *(_number(n) for n in counts), _number(floor), _number(cub_sorts_us(w))]
+        row.append(_number(launch_us(w, info["launches"]) if info.get("launches") else None))
+        row.append(_number(1e3 * sum(steps.values()) if steps else None))
+        rows.append([*row, _number(us), _number(us / floor)])
     return _table(head, rows) if rows else None
 
 
@@ -246,32 +248,31 @@ def floors_table(info: dict[str, Any]) -> str:
         known = [expected[name] for name in names if name in expected]
         if len(names) > 1:
             for name in names:
-                rows.append([f"{stage}: {name}", *_floor_cells(w, expected.get(name), steps.get(name))])
+                rows.append([f"{stage}: {name}", *_floor_cells(expected.get(name), steps.get(name))])
         if not names:
             continue
-        floor = sum(f.us(w.views) for f in known)
+        floor = sum(f.us for f in known)
         took = stages.get(stage) or (sum(steps[name] for name in names if name in steps) or None)
         cells = [sum(f.bytes for f in known) / 1e6, sum(f.operations for f in known) / 1e6]
         cells = [_number(value) for value in (*cells, sum(f.ex2 for f in known) / 1e6, floor)]
-        by = _limit(known[0], w.views) if len(known) == 1 else ""
+        by = _limit(known[0]) if len(known) == 1 else ""
         times = _number(1e3 * took / floor) if took and floor else "–"
         rows.append([f"**{stage}**", *cells, by, _number(None if took is None else 1e3 * took), times])
     return _table(head, rows)
 
 
-def _limit(floor: Any, views: int) -> str:
-    limits = floor.limits(views)
+def _limit(floor: Any) -> str:
+    limits = floor.limits()
     return max(limits, key=limits.__getitem__)
 
 
-def _floor_cells(work: Any, floor: Any, ms: float | None) -> list[str]:
+def _floor_cells(floor: Any, ms: float | None) -> list[str]:
     took = _number(None if ms is None else 1e3 * ms)
     if floor is None:
         return ["–", "–", "–", "–", "–", took, "–"]
-    us = floor.us(work.views)
     cells = [_number(value / 1e6) for value in (floor.bytes, floor.operations, floor.ex2)]
-    times = None if ms is None else 1e3 * ms / us
-    return [*cells, _number(us), _limit(floor, work.views), took, _number(times)]
+    times = None if ms is None else 1e3 * ms / floor.us
+    return [*cells, _number(floor.us), _limit(floor), took, _number(times)]
 
 
 def floors_section(runs: list[Run]) -> str | None:

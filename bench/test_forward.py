@@ -118,7 +118,7 @@ def _measure(
     stages = stage_ms(arguments, device, repeats=min(5, rounds)) if backend == "rapfast" else None
     counted = backend == "rapfast" and batch == case.counted_batch and not case.cpu_only
     counts = floors.count(arguments) if counted else None
-    steps = step_ms(call, batch) if counted and device == "cuda" else None
+    steps, launches = step_ms(call, batch) if counted and device == "cuda" else (None, None)
     benchmark.pedantic(call, warmup_rounds=warmups, rounds=rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
@@ -139,6 +139,7 @@ def _measure(
         stages=stages,
         work=None if counts is None else counts._asdict(),
         steps=steps,
+        launches=launches,
         psnr_db=agreement,
         psnr_against=None if agreement is None else against,
         device=device,

@@ -270,7 +270,8 @@ def repository(tmp_path: Path) -> Path:
     (tmp_path / "bench" / "results").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
     (tmp_path / "run.json").write_text(json.dumps(_gpu_run()))
-    for path, markers in (("docs/benchmarks.md", report.DOCS_MARKERS), ("README.md", report.README_MARKERS)):
+    marked = {"docs/benchmarks.md": report.DOCS_MARKERS, "docs/performance.md": report.FLOORS_MARKERS}
+    for path, markers in {**marked, "README.md": report.README_MARKERS}.items():
         (tmp_path / path).write_text(f"before\n\n{markers[0]}\nold table\n{markers[1]}\n\nafter\n")
     return tmp_path
 
