@@ -558,7 +558,7 @@ def test_reference_maps_are_made_by_number_and_kept(scene, monkeypatch):
         return whole(self, pictures, **options)
 
     monkeypatch.setattr(RapScene, "feature_maps", counted)
-    maps = ReferenceMaps(scene, images)
+    maps = ReferenceMaps(scene, images, cache=FeatureMapCache(scene))
     first = maps([2, 1, 2])
     assert torch.equal(first[0], whole(scene, [images[2]])[0])
     assert torch.equal(first[1], whole(scene, [images[1].float() / 255])[0])

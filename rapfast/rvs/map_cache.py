@@ -85,7 +85,7 @@ class FeatureMapCache:
     The least recently used maps leave the device for host memory, and host memory for nothing: a disk folder gets
     every map when it is made and keeps it from one run to the next. A file there that is damaged is dropped with a
     warning, and its map made again. Several processes may share a folder. A cache itself belongs to one thread and, on
-    a GPU, to one stream.
+    a GPU, to one stream; others may use it where they have waited for each other, as `RandomViewSynthesizer`'s do.
 
     Args:
         scene: whose network makes the maps, on whose device they are wanted.
@@ -123,6 +123,11 @@ class FeatureMapCache:
         self._maker: tuple[tuple, str] | None = None
         self._modules: tuple[nn.Module, list[nn.Module]] | None = None
         self._names: dict[Hashable, str] = {}
+
+    @property
+    def has_folder(self) -> bool:
+        """Whether maps are kept on disk too."""
+        return self._disk is not None
 
     @property
     def gpu_bytes(self) -> int:
@@ -260,8 +265,12 @@ class FeatureMapCache:
         images = [image.to(device) if isinstance(image, Tensor) else image for image in images]
         with torch.no_grad():
             for made in self.scene.feature_maps(images, precision=self.precision):
+                pixels = made.permute(1, 2, 0)
+                if pixels.is_contiguous() and _size(made) > max(self._device.budget, self._host.budget):
+                    yield made  # no memory keeps it
+                    continue
                 # A copy of its own: a part of a batch would keep the whole batch in memory.
-                yield made.permute(1, 2, 0).clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
+                yield pixels.clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
 
     def _keep(self, key: str, made: Tensor) -> None:
         for left_key, left in self._device.put(key, made):
@@ -272,6 +281,8 @@ class FeatureMapCache:
             )
             # Later copies in either direction are queued on the same stream, behind this one.
             copy.copy_(left, non_blocking=True)
+            if left.is_cuda:
+                left.record_stream(torch.cuda.current_stream(left.device))  # it may come from another stream's memory
             self._host.put(left_key, copy)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ DESTINATIONS = ("cpu", "pinned", "device")
 class ViewBuffer:
     """[count, *shape], filled in parts.
 
-    From a GPU to "cpu", parts go through two pinned buffers in turn on a stream of their own: while one part is on its
-    way and the next renders, the last is moved on to the result. To "pinned" they go directly. Nothing waits for the
-    GPU but `finish`, and `put` for a buffer that is still under way.
+    From a GPU to "cpu", parts go through two pinned buffers in turn, on a stream of their own, and on to the result by
+    a thread: page faults make that slower than the GPU's copy, and the caller has the next part to launch. To "pinned"
+    they go directly. Two parts are under way at most: the third `put` waits for the first. `finish` waits for all.
 
     Args:
         count, shape, dtype: of the result.
@@ -45,8 +46,9 @@ class ViewBuffer:
             pin_memory=self._on_gpu and not self._staged,
         )
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
-        # Of each buffer: its memory, the range of the result that it holds, and when it has arrived.
-        self._buffers: list[tuple[Tensor, slice, torch.cuda.Event] | None] = [None, None]
+        self._mover = ThreadPoolExecutor(1, "rapfast-copy") if self._staged else None
+        # Of the two parts under way: the pinned memory of each, and what waits until that is free.
+        self._under_way: list[tuple[Tensor | None, Callable[[], object]] | None] = [None, None]
         self._turn = 0
 
     def put(self, places: Sequence[int], part: Tensor) -> None:
@@ -57,46 +59,46 @@ class ViewBuffer:
                 self._put_range(slice(places[first], places[first] + i - first), part[first:i])
                 first = i
 
+    def finish(self) -> Tensor:
+        """The result, when all parts have arrived."""
+        for turn in (self._turn, self._turn ^ 1):
+            self._wait(turn)
+        if self._mover is not None:
+            self._mover.shutdown()
+        return self._result
+
     def _put_range(self, where: slice, part: Tensor) -> None:
         if self._stream is None:
             self._result[where] = part
             return
-        self._stream.wait_stream(torch.cuda.current_stream(part.device))
-        memory = self._free_buffer(part) if self._staged else None
+        memory = self._wait(self._turn)
+        if self._staged and (memory is None or len(memory) < len(part)):
+            memory = torch.empty(part.shape, dtype=self._result.dtype, pin_memory=True)
         target = self._result[where] if memory is None else memory[: len(part)]
+        self._stream.wait_stream(torch.cuda.current_stream(part.device))
         with torch.cuda.stream(self._stream):
             target.copy_(part, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event(blocking=True)
             arrived.record(self._stream)
         part.record_stream(self._stream)
-        if memory is not None:
-            self._buffers[self._turn] = (memory, where, arrived)
-            self._turn ^= 1
+        wait = arrived.synchronize if memory is None else self._mover.submit(self._move, where, target, arrived).result
+        self._under_way[self._turn] = memory, wait
+        self._turn ^= 1
 
-    def finish(self) -> Tensor:
-        """The result, when all parts have arrived."""
-        for turn in (self._turn, self._turn ^ 1):
-            self._move_on(turn)
-        if self._stream is not None:
-            self._stream.synchronize()
-        return self._result
-
-    def _free_buffer(self, part: Tensor) -> Tensor:
-        memory = self._move_on(self._turn)
-        if memory is None or len(memory) < len(part):
-            memory = torch.empty(part.shape, dtype=self._result.dtype, pin_memory=True)
-        return memory
-
-    def _move_on(self, turn: int) -> Tensor | None:
-        """Wait for a buffer, empty it, and give its memory."""
-        held = self._buffers[turn]
+    def _wait(self, turn: int) -> Tensor | None:
+        """Until a part under way has arrived; gives its memory."""
+        held, self._under_way[turn] = self._under_way[turn], None
         if held is None:
             return None
-        memory, where, arrived = held
-        arrived.synchronize()
-        self._result[where] = memory[: where.stop - where.start]
-        self._buffers[turn] = None
+        memory, wait = held
+        wait()
         return memory
+
+    def _move(self, where: slice, memory: Tensor, arrived: torch.cuda.Event) -> None:
+        """In the thread: from pinned memory to the result."""
+        arrived.synchronize()
+        with torch.inference_mode(self._result.is_inference()):  # the mode is each thread's own
+            self._result[where] = memory
 
 
 def to_pixels(pictures: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class GaussianRenderer(_SPAWN.Process):
             self.gaussians, gpu_bytes=self._role("map_bytes"), pinned_bytes=self._role("map_pinned_bytes"),
             precision=self._role("precision"),
         )  # fmt: skip
-        self.references = ReferenceMaps(self.gaussians, self._role("images"), cache=cache)
+        self.references = ReferenceMaps(self.gaussians, self._role("images"), cache=cache, by_number=True)
 
     @torch.no_grad()
     def render_set(self, name: str) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,11 @@ Attempts are drawn ahead of their outcomes (`SpeculativeDraws`), so numpy's gene
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,9 @@ class RandomViewSynthesizer:
         K: [3, 3] intrinsics in pixels of the rendered picture; of any dtype and device.
         render_size: (height, width) of the rendered picture.
         references: gives the feature maps of reference images: a function of their numbers, such as `ReferenceMaps`,
-            or the maps themselves, [R, 48, h, w] or a sequence of [48, h, w].
+            or the maps themselves, [R, 48, h, w] or a sequence of [48, h, w]. On a GPU the function is called while the
+            batch before renders, with another stream current, on which it is to make them; what it has returned must
+            not be written to again.
         size: (h, w) of the images, resized bilinearly without antialiasing; None keeps the rendered size.
         mean, std: of the normalisation; None for none.
         background: [3] colour; None is black.
@@ -267,17 +271,34 @@ class RandomViewSynthesizer:
         self, buffer: ViewBuffer, places: Sequence[int], poses: Array, weights: Array, ids: Sequence[int],
         scores: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
-        """Render views and put them at `places` of the buffer. All arguments have one entry for each view."""
+        """Render views and put them at `places` of the buffer. All arguments have one entry for each view.
+
+        On a GPU the next batch's feature maps are made, and the last batch is copied, while one renders. What fails
+        leaves no work behind on those streams.
+        """
         viewmats = self.viewmats(poses)
         given = weights.tolist()
+        shown = self.on_pictures is not None
 
         def work(begin: int, end: int) -> None:
             part = slice(begin, end)
-            shown = self.on_pictures is not None
-            images = self.draw(viewmats[part], ids[part], given[part], self._plain if shown else self._finished)
-            self.put(buffer, places[part], images, None if scores is None else scores[part], are_pictures=shown)
+            try:
+                maps = coming.take(ids[part])
+                coming.start(ids[end : end + self._limit])
+                finish = self._plain if shown else self._finished
+                images = self.draw(viewmats[part], ids[part], given[part], finish, None, maps)
+                self.put(buffer, places[part], images, None if scores is None else scores[part], are_pictures=shown)
+            except BaseException:
+                coming.drop()  # a smaller batch may need the memory
+                raise
 
-        self.in_batches(len(poses), work)
+        try:
+            with _ComingMaps(self) as coming:
+                self.in_batches(len(poses), work)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the error on its way is the one to tell
+                buffer.finish()
+            raise
 
     def put(
         self, buffer: ViewBuffer, places: Sequence[int], images: Tensor, scores: Sequence[float] | None,
@@ -293,17 +314,18 @@ class RandomViewSynthesizer:
 
     def draw(
         self, viewmats: Tensor, ids: Sequence[int], weights: Sequence[float], postprocess: PostProcess | None = None,
-        decoded: Tensor | None = None,
+        decoded: Tensor | None = None, maps: Sequence[Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """[C, 3, h, w] on the device: finished images, or as `postprocess` says. With `decoded` of colours already
-        made."""
+        made; with `maps` of the images `distinct(ids)`, where they are made already."""
         c = len(viewmats)
         given: dict[str, Any] = {"decoded": decoded}
         if decoded is None:
-            used = sorted(set(ids))
+            used = distinct(ids)
+            places = {number: place for place, number in enumerate(used)}
             given = {
-                "feature_maps": self.maps(used),
-                "map_ids": [used.index(i) for i in ids],
+                "feature_maps": self.maps(used) if maps is None else maps,
+                "map_ids": [places[i] for i in ids],
                 "view_weights": list(weights),
             }
         height, width = self.render_size
@@ -320,11 +342,9 @@ class RandomViewSynthesizer:
 
     def normalised(self, pictures: Tensor) -> Tensor:
         """What `draw` does to pictures behind the resize."""
-        for numbers, apply in ((self.mean, torch.sub), (self.std, torch.div)):
+        for numbers, apply in ((self._mean, torch.sub), (self._std, torch.div)):
             if numbers is not None:
-                pictures = apply(
-                    pictures, torch.tensor(tuple(numbers), dtype=pictures.dtype)[:, None, None].to(pictures)
-                )
+                pictures = apply(pictures, numbers)
         return pictures.to(self.dtype)
 
     def maps(self, ids: Sequence[int]) -> Sequence[Tensor]:
@@ -369,7 +389,11 @@ class RandomViewSynthesizer:
 
     def viewmats(self, poses: Any) -> Tensor:
         like = self.scene.scene.means
-        return torch.from_numpy(world_to_camera(np.asarray(poses))).to(like.device, like.dtype)
+        matrices = torch.from_numpy(world_to_camera(np.asarray(poses))).to(like.dtype)
+        # A copy from ordinary memory would wait for all that is queued before it.
+        return matrices.pin_memory().to(like.device, non_blocking=True) if like.is_cuda and len(matrices) else (
+            matrices.to(like.device)
+        )  # fmt: skip
 
     def ids(self, indexes: Any, m: int) -> list[int]:
         if indexes is None:
@@ -378,6 +402,81 @@ class RandomViewSynthesizer:
         if len(numbers) != m:
             raise ValueError(f"indexes must hold one number for each of {m} poses, got {len(numbers)}")
         return [check.integer(f"indexes[{i}]", number, 0, 1 << 40) for i, number in enumerate(numbers)]
+
+
+class _ComingMaps:
+    """Feature maps of a call's batches, made one batch ahead: on a GPU on a stream of their own. A context.
+
+    Maps that are there already are not made ahead, nor is anything on a CPU, which would gain nothing.
+    """
+
+    def __init__(self, owner: RandomViewSynthesizer) -> None:
+        device = owner.scene.scene.device
+        self._owner = owner
+        self._ahead = callable(owner.references) and _makes_ahead(device)
+        self._stream = self._rendering = None
+        if self._ahead and device.type == "cuda":
+            self._stream, self._rendering = _map_stream(device), torch.cuda.current_stream(device)
+        self._coming: tuple[list[int], Sequence[Tensor] | Exception] | None = None
+
+    def __enter__(self) -> _ComingMaps:
+        if self._stream is not None:
+            self._stream.wait_stream(self._rendering)  # what the caller has queued may be what maps are made of
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drop()
+        if self._stream is not None:
+            self._rendering.wait_stream(self._stream)  # a cache's maps are the caller's stream's again
+
+    def take(self, ids: Sequence[int]) -> Sequence[Tensor]:
+        """The maps of `distinct(ids)`, ready for the stream that renders. What making them ahead failed with is raised
+        here, in its turn."""
+        used = distinct(ids)
+        coming, self._coming = self._coming, None
+        made = coming[1] if coming is not None and coming[0] == used else self._make(used)
+        if isinstance(made, Exception):
+            raise made
+        if self._stream is not None:
+            self._rendering.wait_stream(self._stream)
+            for one in made:
+                if isinstance(one, Tensor) and one.is_cuda:  # anything else is refused by `RapScene.render`
+                    one.record_stream(self._rendering)
+        return made
+
+    def start(self, ids: Sequence[int]) -> None:
+        """Begin with the next batch."""
+        if not (self._ahead and ids):
+            return
+        used = distinct(ids)
+        try:
+            self._coming = used, self._make(used)
+        except Exception as error:
+            # Where memory runs out it may suffice in its turn, without the batch that renders now.
+            self._coming = None if out_of_memory(error) else (used, error)
+
+    def drop(self) -> None:
+        """Forget what was made ahead."""
+        self._coming = None
+
+    def _make(self, used: list[int]) -> Sequence[Tensor]:
+        with torch.cuda.stream(self._stream):
+            return self._owner.maps(used)
+
+
+def distinct(ids: Sequence[int]) -> list[int]:
+    """Each number once, in order."""
+    return sorted(set(ids))
+
+
+def _makes_ahead(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+@lru_cache(maxsize=64)
+def _map_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all calls: torch keeps the memory of a stream for that stream."""
+    return torch.cuda.Stream(device)
 
 
 def out_of_memory(error: BaseException) -> bool:
