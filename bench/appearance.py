@@ -21,6 +21,7 @@ from bench.baselines.rap_loop import IMAGENET_MEAN, IMAGENET_STD, Camera, Networ
 from rapfast import PostProcess, Scene
 from rapfast.appearance import ColorNet, FeatureMapNet, RapScene
 from rapfast.appearance.fused import fused_layers
+from rapfast.rvs import FeatureMapCache, RandomViewSynthesizer, ReferenceMaps
 
 
 class Case(NamedTuple):
@@ -97,20 +98,15 @@ class Workload(NamedTuple):
     loops: dict[bool, RapLoop]  # by whether it is compiled; float32
     cameras: list[Camera]
     poses: Tensor  # [C, 3, 4] float64 on the CPU, camera to world
-    Ks: Tensor  # [C, 3, 3] on the CPU
+    K: Tensor  # [3, 3] on the CPU, of all views
     kept: dict[str, Any]  # what has been made of the images so far, by name
 
-    def views(self, path: str, batch: int, first: int = 0) -> dict[str, Any]:
+    def views(self, batch: int, first: int = 0) -> dict[str, Any]:
         """What `RapScene.render` takes of ``batch`` views from ``first`` on, feature maps aside."""
         cameras, rows = self.geometry.cameras, slice(first, first + batch)
-        viewmats, Ks = cameras.viewmats[rows], cameras.Ks[rows]
-        if path == "rap-loop":
-            last = self.poses.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(batch, 1, 4)
-            viewmats = torch.linalg.inv(torch.cat([self.poses[rows], last], dim=1).float()).to(self.images.device)
-            Ks = self.Ks[rows].to(self.images.device)
         return {
-            "viewmats": viewmats,
-            "Ks": Ks,
+            "viewmats": cameras.viewmats[rows],
+            "Ks": cameras.Ks[rows],
             "width": cameras.width,
             "height": cameras.height,
             "view_weights": self.view_weights[rows],
@@ -121,7 +117,7 @@ class Workload(NamedTuple):
         if path == "rap":
             return self.cameras[i]
         size = self.geometry.cameras.width, self.geometry.cameras.height
-        return Camera.make(self.poses[i], self.Ks[i], *size, self.images)
+        return Camera.make(self.poses[i], self.K, *size, self.images)
 
     def maps(self, backend: str, batch: int) -> Tensor:
         """Feature maps [batch, 48, h, w] of the first reference images as a backend makes them, which are then kept."""
@@ -169,10 +165,10 @@ def workload(case: Case, device: str) -> Workload:
     if device == "cuda":
         networks[True] = _compiled(device)
     loops = {key: RapLoop(*shape, intrinsic, box_coord, nets, rasterize) for key, nets in networks.items()}
-    poses, Ks = torch.linalg.inv(cameras.viewmats.cpu().double())[:, :3], cameras.Ks.cpu()
-    size = cameras.width, cameras.height
-    own_cameras = [Camera.make(pose, K, *size, images) for pose, K in zip(poses, Ks, strict=True)]
-    return Workload(case, geometry, rap, images, view_weights, loops, own_cameras, poses, Ks, {})
+    poses, K = torch.linalg.inv(cameras.viewmats.cpu().double())[:, :3], cameras.Ks[0].cpu()
+    assert (cameras.Ks == cameras.Ks[0]).all()  # a scene of RAP's has one camera
+    own_cameras = [Camera.make(pose, K, cameras.width, cameras.height, images) for pose in poses]
+    return Workload(case, geometry, rap, images, view_weights, loops, own_cameras, poses, K, {})
 
 
 # --- the ways to a batch of views ------------------------------------------------------------------------------------
@@ -188,7 +184,11 @@ def renderer(work: Workload, path: str, batch: int, backend: str) -> Callable[[]
     maps = work.maps(backend, n_views(work, path, batch, backend)) if backend.endswith("-maps") else None
     if backend.startswith("rap-"):
         return partial(_baseline, work, path, batch, work.loops[backend.startswith("rap-compiled")], maps)
-    return partial(_rapfast, work, path, batch, maps, "reference" if backend == "reference" else "rapfast")
+    if path == "rap":
+        return partial(_rapfast, work, batch, maps, "reference" if backend == "reference" else "rapfast")
+    if backend == "reference":
+        return partial(_reference_loop, work, batch)
+    return _synthesis(work, batch, maps)
 
 
 def _baseline(work: Workload, path: str, batch: int, loop: RapLoop, maps: Tensor | None) -> Any:
@@ -210,58 +210,39 @@ def n_views(work: Workload, path: str, batch: int, backend: str) -> int:
     return batch if path == "rap" or backend.startswith("rap-") else len(work.images)
 
 
-def _rapfast(work: Workload, path: str, batch: int, maps: Tensor | None, backend: str, **more: Any) -> Tensor:
-    if path == "rap-loop":
-        return _rapfast_loop(work, batch, maps, backend)
+def _rapfast(work: Workload, batch: int, maps: Tensor | None, backend: str, **more: Any) -> Tensor:
     if maps is None:
         maps = work.rap.feature_maps(work.images[:batch])
-    return _rapfast_batch(work, path, batch, 0, maps, backend=backend, **more)
+    more |= {"backgrounds": work.images.new_zeros(batch, 3), "rasterize_mode": "antialiased", "backend": backend}
+    return work.rap.render(**work.views(batch), feature_maps=maps, **more)[0]
 
 
-def _rapfast_batch(work: Workload, path: str, batch: int, first: int, maps: Tensor, **more: Any) -> Tensor:
-    more |= {"backgrounds": work.images.new_zeros(batch, 3), "rasterize_mode": "antialiased"}
-    return work.rap.render(**work.views(path, batch, first), feature_maps=maps, **more)[0]
+def _synthesis(work: Workload, batch: int, maps: Tensor | None) -> Callable[[], Tensor]:
+    """`RandomViewSynthesizer.render` of all views. Where there are no maps it keeps none, so that each call makes all
+    of them; an image's values are looked at in the first call alone."""
+    references = maps
+    if maps is None:
+        cache = FeatureMapCache(work.rap, gpu_bytes=0)
+        references = ReferenceMaps(work.rap, work.images, cache=cache, by_number=True)
+    cameras = work.geometry.cameras
+    views = RandomViewSynthesizer(
+        work.rap, work.K, (cameras.height, cameras.width), references, work.case.network_size, batch_size=batch,
+        destination="pinned",
+    )  # fmt: skip
+    poses, weights = work.poses.numpy(), work.view_weights
+    return lambda: views.render(poses, weights).images
 
 
-def _rapfast_loop(work: Workload, batch: int, maps: Tensor | None, backend: str) -> Tensor:
-    """All views, batch by batch. On a GPU the next batch's feature maps are made, and the last batch is copied to the
-    CPU, on streams of their own while a batch is rendered."""
+def _reference_loop(work: Workload, batch: int) -> Tensor:
+    """All views by the plain-torch renderer, batch by batch."""
     post = PostProcess(work.case.network_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, layout="CHW")
-    on_gpu, n = work.images.is_cuda, len(work.images)
-    rendering = torch.cuda.current_stream() if on_gpu else None
-    mapping, copying = (_stream_after(rendering), _stream_after(rendering)) if on_gpu else (None, None)
-    on_cpu = torch.empty((n, 3, *work.case.network_size), pin_memory=on_gpu)
-    batches = [slice(first, min(n, first + batch)) for first in range(0, n, batch)]
-
-    def maps_of(rows: slice) -> Tensor:
-        with torch.cuda.stream(mapping):
-            return work.rap.feature_maps(work.images[rows]) if maps is None else maps[rows]
-
-    coming = maps_of(batches[0])
-    for rows, following in zip(batches, [*batches[1:], None], strict=True):
-        own = coming
-        if on_gpu:
-            rendering.wait_stream(mapping)
-            own.record_stream(rendering)
-        if following is not None:
-            coming = maps_of(following)
-        views = rows.stop - rows.start
-        images = _rapfast_batch(work, "rap-loop", views, rows.start, own, backend=backend, postprocess=post)
-        if on_gpu:
-            copying.wait_stream(rendering)
-            images.record_stream(copying)
-        with torch.cuda.stream(copying):
-            on_cpu[rows].copy_(images, non_blocking=True)
-    if on_gpu:
-        rendering.wait_stream(copying)  # the clock reads this one
-        copying.synchronize()
-    return on_cpu
-
-
-def _stream_after(stream: torch.cuda.Stream) -> torch.cuda.Stream:
-    new = torch.cuda.Stream()
-    new.wait_stream(stream)
-    return new
+    parts = []
+    for first in range(0, len(work.images), batch):
+        images = work.images[first : first + batch]
+        maps = work.rap.feature_maps(images)
+        views = work.views(len(images), first)
+        parts.append(work.rap.render(**views, feature_maps=maps, backend="reference", postprocess=post)[0].cpu())
+    return torch.cat(parts)
 
 
 def pictures(path: str, drawn: Any) -> Tensor:
@@ -283,7 +264,7 @@ def strict(work: Workload, batch: int) -> Tensor:
     """rapfast's pictures in its precision "fp32", from float32 feature maps of RAP's own network without TF32."""
     with rap_loop.tf32(False):
         maps = torch.stack([work.loops[False].feature_maps(work.images[i]) for i in range(batch)])
-    return _rapfast(work, "rap", batch, maps, "rapfast", precision="fp32")
+    return _rapfast(work, batch, maps, "rapfast", precision="fp32")
 
 
 # --- what the colour stage cannot do without -------------------------------------------------------------------------

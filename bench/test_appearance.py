@@ -129,7 +129,7 @@ def _stages(work: Workload, batch: int, device: str) -> dict[str, float] | None:
         return None
     images = work.images[:batch]
     maps = work.rap.feature_maps(images)
-    times = rapfast.appearance.stage_times(work.rap, **work.views("rap", batch), feature_maps=maps)
+    times = rapfast.appearance.stage_times(work.rap, **work.views(batch), feature_maps=maps)
     took = []
     for _ in range(9):
         start = cuda_clock()
