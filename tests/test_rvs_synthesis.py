@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from appearance_scenes import HEIGHT, WIDTH, make_appearance
+from appearance_scenes import HEIGHT, WIDTH, make_appearance, net_state
 from torch import Tensor
 
 from rapfast import Scene
