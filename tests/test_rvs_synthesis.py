@@ -48,7 +48,7 @@ def scenes() -> dict[str, RapScene]:
         geometry,
         box_coord,
         FeatureMapNet().eval().requires_grad_(False),
-        ColorNet().double().eval().requires_grad_(False),
+        ColorNet.from_state_dict(net_state()),
     )
     made = {"cpu": own.to("cpu", torch.float32)}
     if torch.cuda.is_available():
