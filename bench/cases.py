@@ -106,7 +106,11 @@ class Workload(NamedTuple):
     scene: Scene
     colors: torch.Tensor  # [N, 16, 3] or [N, channels]
     cameras: Cameras  # as many as the largest batch
-    statistics: scenes.Statistics
+
+    @property
+    def statistics(self) -> scenes.Statistics:
+        """What the views cost, of each camera; counted on the CPU at the first look."""
+        return _statistics(self.case)
 
     def arguments(self, batch: int) -> dict[str, Any]:
         """Keyword arguments of ``rasterization`` for the first ``batch`` views; the background is black, none."""
@@ -153,12 +157,15 @@ def _known_garden() -> str:
 @lru_cache(maxsize=1)
 def workload(case: Case, device: str) -> Workload:
     """The case on ``device``. One is kept at a time: the large ones take a GiB."""
-    scene, cameras = _scene(case.scene, case.n), _cameras(case)
-    counts = scenes.statistics(scene, cameras)
-    scene, cameras = scene.to(device), cameras.to(device)
+    scene, cameras = _scene(case.scene, case.n).to(device), _cameras(case).to(device)
     if case.channels:
         generator = torch.Generator().manual_seed(0)
         colors = torch.rand(len(scene), case.channels, generator=generator).to(device)
     else:
         colors = scene.sh[:, : (case.sh_degree + 1) ** 2].contiguous()
-    return Workload(case, scene, colors, cameras, counts)
+    return Workload(case, scene, colors, cameras)
+
+
+@lru_cache(maxsize=1)
+def _statistics(case: Case) -> scenes.Statistics:
+    return scenes.statistics(_scene(case.scene, case.n), _cameras(case))

@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ratios: the README's ratios less a tenth; runs with -m ratios alone, on a GPU")
     if config.getoption("--rounds") < 1:
         raise pytest.UsageError(f"--rounds must be at least 1, got {config.getoption('--rounds')}")
     if _device(config) == "cuda" and not torch.cuda.is_available():
@@ -32,6 +33,16 @@ def pytest_configure(config: pytest.Config) -> None:
         garden_path()
     except FileNotFoundError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Ratios are no benchmarks: they run where they are asked for."""
+    if "ratios" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("ratios")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("ratios")]
 
 
 def _device(config: pytest.Config) -> str:

@@ -21,7 +21,7 @@ if not (ROOT / "bench" / "scenes.py").is_file():
     pytest.skip("bench/ is part of the repository, not of the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import cases, measure, report, scenes  # noqa: E402
+from bench import cases, floors, measure, report, scenes  # noqa: E402
 
 # --- scenes ----------------------------------------------------------------------------------------------------------
 
@@ -101,6 +101,123 @@ def test_garden_repeats_the_points_near_the_origin(tmp_path, monkeypatch) -> Non
     monkeypatch.setenv(cases.GARDEN_VARIABLE, str(tmp_path / "absent.npz"))
     with pytest.raises(FileNotFoundError, match="RAPFAST_GARDEN must name gsplat's test_garden.npz, got"):
         cases.garden_path()
+
+
+@pytest.mark.parametrize("make", [scenes.pile, scenes.curtain])
+def test_degenerate_scenes_are_what_they_are_called(make) -> None:
+    cameras = scenes.pile_cameras(4, 214, 120)
+    n = 3000 if make is scenes.pile else 20
+    scene = make(n)
+    _, _, meta = rapfast.rasterization(
+        scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, cameras.viewmats, cameras.Ks, 214, 120,
+        sh_degree=3, packed=False,
+    )  # fmt: skip
+    tiles = meta["tiles_per_gauss"]
+    if make is scenes.pile:
+        assert (meta["radii"] > 0).all() and float((tiles == 1).double().mean()) > 0.97
+        lists = meta["isect_offsets"].flatten(1).diff(dim=1)
+        assert int(lists.max(dim=1).values.min()) > 0.97 * n  # one tile has them all, in every view
+    else:
+        assert (tiles == 14 * 8).all()
+
+
+# --- floors ----------------------------------------------------------------------------------------------------------
+
+
+def _walked_by_hand(arguments: dict[str, Any]) -> tuple[int, int, int]:
+    """Pairs walked, reached and drawn, one record after the other in every tile."""
+    from rapfast import ops
+
+    scene = [arguments[name][None] for name in ("means", "quats", "scales")]
+    size = arguments["width"], arguments["height"]
+    viewmats, Ks = arguments["viewmats"][None], arguments["Ks"][None]
+    projected = ops.project(*scene, None, arguments["opacities"][None], viewmats, Ks, *size)
+    tiles = ops.bin(projected, *size)
+    tiles_x, tiles_y = -(-size[0] // 16), -(-size[1] // 16)
+    records, offsets = projected.records.numpy(), tiles.tile_offsets.tolist()
+    rows, columns = np.mgrid[0:16, 0:16]
+    quarter = rows // 8 * 2 + columns // 8
+    walked = reached = drawn = 0
+    for tile in range(len(offsets) - 1):
+        image, place = divmod(tile, tiles_x * tiles_y)
+        x, y = columns + place % tiles_x * 16, rows + place // tiles_x * 16
+        alive = (x < size[0]) & (y < size[1])
+        left = np.ones((16, 16))
+        for record in tiles.tile_records[offsets[tile] : offsets[tile + 1]].tolist():
+            if not alive.any():
+                break
+            walked += 1
+            mx, my, a, b, c, opacity = records[int(projected.image_offsets[image]) + record][:6].astype(float)
+            dx, dy = mx - x - 0.5, my - y - 0.5
+            alpha = np.minimum(0.999, opacity * np.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy))
+            hit = alive & (alpha >= 1 / 255)
+            reached += len(np.unique(quarter[hit]))
+            stops = hit & (left * (1 - alpha) <= 1e-4)
+            alive &= ~stops
+            left[hit & ~stops] *= 1 - alpha[hit & ~stops]
+            drawn += int((hit & ~stops).sum())
+    return walked, reached, drawn
+
+
+@pytest.mark.parametrize("scene", ["room", "outdoor", "curtain"])
+def test_work_is_counted_as_pixels_walk_it(scene: str) -> None:
+    n = 60 if scene == "curtain" else 20_000
+    case = cases.Case("counted", scene, n, 72, 44, (2,))
+    arguments = cases.workload(case, "cpu").arguments(2)
+    if scene == "curtain":
+        arguments["opacities"] = torch.linspace(0.05, 0.6, n)  # so that pixels stop
+    found = floors.count(arguments)
+    walked, reached, drawn = _walked_by_hand(arguments)
+    assert (found.walked * 2, found.drawn * 2) == pytest.approx((walked, drawn), rel=1e-3)
+    assert found.reached * 2 == pytest.approx(reached, rel=1e-3)
+    assert found.walked < found.intersections or scene != "curtain"
+    assert found.drawn <= 64 * found.reached and found.reached <= 4 * found.walked
+    assert (found.views, found.gaussians, found.tiles, found.pixels, found.coefficients) == (2, n, 15, 72 * 44, 16)
+
+
+def _work(**more: Any) -> floors.Work:
+    counts = {
+        "views": 8, "gaussians": 500_000, "records": 30e3, "visible": 29e3, "rows": 75e3, "intersections": 150e3,
+        "walked": 140e3, "reached": 320e3, "drawn": 10e6, "tiles": 1620, "pixels": 854 * 480, "channels": 3,
+        "coefficients": 16,
+    }  # fmt: skip
+    return floors.Work(**{**counts, **more})
+
+
+def test_a_floor_is_the_longest_of_its_times() -> None:
+    found = floors.floors(_work())
+    # by hand: 44 bytes shared by 8 views and a bit, 60 operations
+    assert found["cull"].limits()["bytes"] == pytest.approx(1e6 * (44 / 8 + 1 / 8) * 500_000 / 4.25e12)
+    assert found["cull"].us == found["cull"].limits()["operations"] == pytest.approx(1e6 * 60 * 500_000 / 31.85e12)
+    assert found["blend"].ex2 == 64 * 320e3
+    assert "given_color" in floors.floors(_work(coefficients=0)) and "sh" not in floors.floors(_work(coefficients=0))
+    assert floors.total_us(_work()) == pytest.approx(sum(floor.us for floor in found.values()))
+    # 13 bits for 8 x 1620 tiles, two passes; 17 bits, three
+    per_pair = [floors.floors(_work(views=v))["sort after emit"].bytes / 150e3 for v in (8, 64)]
+    assert per_pair == [4 + 16 * 2, 4 + 16 * 3]
+
+
+def test_cub_sorts_lie_between_what_was_measured() -> None:
+    assert floors.sort_us(1e6, 32) == 83.0 and floors.sort_us(1e6, 16) == 47.0
+    assert floors.sort_us(1e6, 17) == floors.sort_us(1e6, 24) == 65.0  # three passes
+    assert floors.sort_us(1000, 32) == 70.0
+    assert 83.0 < floors.sort_us(1.75e6, 32) < 144.0
+    assert floors.sort_us(40e6, 32) == pytest.approx(2 * 643.0)
+
+
+def test_kernels_are_named_as_in_the_source_or_by_what_they_follow() -> None:
+    kernels = [
+        "rapfast::(anonymous namespace)::cull_kernel(rapfast::ProjectParams<float>, unsigned int*)",
+        "void cub::DeviceScanKernel<cub::TransformIterator<rapfast::(anonymous namespace)::PopCount>>(int)",
+        "void rapfast::(anonymous namespace)::sh_kernel<3>(rapfast::ColorParams<float>)",
+        "Memset (Device)",
+        "void cub::DeviceRadixSortOnesweepKernel<unsigned int>(int)",
+        "void at::native::vectorized_elementwise_kernel<4>(int)",
+        "void rapfast::(anonymous namespace)::blend_kernel<3, false>(rapfast::BlendParams<float>)",
+    ]
+    names = ["cull", "scan after cull", "sh", "clear after sh", "sort after sh", "other after sh", "blend"]
+    assert floors.steps(kernels) == names
+    assert floors.steps(kernels[1:2]) == ["scan"]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -203,8 +320,10 @@ def test_records_of_a_reduced_run(reduced_run: dict[str, Any]) -> None:
         assert info["peak_mib"] is None or info["peak_mib"] >= 0
         if backend == "rapfast":
             assert set(info["stages"]) == set(report.STAGES) and all(ms > 0 for ms in info["stages"].values())
+            assert (info["work"] is not None) == (batch == 4) and info["steps"] is None
             assert info["psnr_against"] == "reference" and info["psnr_db"] >= measure.MIN_PSNR
         else:
+            assert info["work"] is None
             assert info["stages"] is None and info["psnr_db"] is None
 
 
@@ -316,6 +435,58 @@ def test_report_writes_the_tables(repository: Path) -> None:
     before = docs
     assert _report(repository, "--no-plots") == 0
     assert (repository / "docs" / "benchmarks.md").read_text() == before
+
+
+def test_floors_stand_beside_what_was_measured(repository: Path) -> None:
+    data = _gpu_run()
+    work = _work(intersections=150_500.0)
+    steps = {"view": 0.0003, "cull": 0.0035, "scan after cull": 0.0005, "project": 0.0015, "blend": 0.032}
+    for record in data["benchmarks"]:
+        info = record["extra_info"]
+        if (info["case"], info["backend"], info["batch"]) == ("room-500k-854x480", "rapfast", 8):
+            info |= {"work": work._asdict(), "steps": steps, "launches": 35.0}
+    (repository / "run.json").write_text(json.dumps(data))
+    before = (repository / "docs" / "performance.md").read_text()
+    _report(repository, "save", str(repository / "run.json"))
+    assert _report(repository, "--no-plots") == 0
+    docs = (repository / "docs" / "performance.md").read_text()
+    assert "### room-500k-854x480, batch of 8" in docs and "### room-200k" not in docs and "old table" not in docs
+    cull = floors.floors(work)["cull"]
+    assert f"| project: cull | 2.81 | 30.0 | 0 | {cull.us:.3f} | operations | 3.50 | {3.5 / cull.us:.2f} |" in docs
+    assert "| project: view | – | – | – | – | – | 0.300 | – |" in docs
+    assert "| project: expand | 0.365 | 0 | 0 | 0.086 | bytes | – | – |" in docs
+    # the stage's own time, which the record has beside its kernels'
+    assert "| **blend** |" in docs and "| operations | 30.0 | " in docs
+    assert "| 14.0 | 37.8 | 70.0 |" in docs  # 35 launches of 3.2 us, the kernels, the call
+    # a run that counted nothing leaves the file as it is
+    for path in (repository / "bench" / "results").iterdir():
+        path.unlink()
+    (repository / "run.json").write_text(json.dumps(_gpu_run()))
+    (repository / "docs" / "performance.md").write_text(before)
+    _report(repository, "save", str(repository / "run.json"))
+    assert _report(repository, "--no-plots") == 0
+    assert (repository / "docs" / "performance.md").read_text() == before
+
+
+def test_ratios_are_the_rows_of_the_readme(repository: Path) -> None:
+    run = report.read_run(repository / "run.json")
+    assert dict(report.claimed_ratios(run)) == pytest.approx({"room-200k-854x480": 4.0, "room-500k-854x480": 4.0})
+    _report(repository, "save", str(repository / "run.json"))
+    _report(repository, "--no-plots")
+    rows = [line for line in (repository / "README.md").read_text().splitlines() if line.startswith("| room-")]
+    assert len(rows) == len(report.claimed_ratios(run))
+
+
+def test_ratios_run_where_they_are_asked_for_and_say_what_they_need() -> None:
+    command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", "--device", "cpu"]
+    everything = subprocess.run([*command, "--collect-only"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert everything.returncode == 0 and "test_ratios" not in everything.stdout, everything.stdout
+    if torch.cuda.is_available():
+        return  # they would run: minutes of it are not for here
+    asked = [*command, "-m", "ratios", "-k", "room-200k"]
+    env = {**os.environ, "RAPFAST_REQUIRE_CUDA": "1"}
+    done = subprocess.run(asked, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "RAPFAST_REQUIRE_CUDA=1, but torch sees no GPU" in done.stdout, done.stdout
 
 
 def test_the_newest_run_of_a_machine_counts_whole(repository: Path) -> None:
