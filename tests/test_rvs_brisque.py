@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import threading
 import warnings
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from brisque_pictures import SCORES, package_score, pictures
 
 from rapfast.rvs import brisque as module
+from rapfast.rvs import brisque_graphs as graphs
 from rapfast.rvs.brisque import MODEL_FILE, Brisque
 
 # Pictures with exactly flat areas, where the package counts the signs of its own builds' rounding errors: coarse JPEG
@@ -70,7 +74,7 @@ def test_a_score_does_not_depend_on_its_batch(
     assert whole.unique().numel() == 17
     for batch in (1, 3, 8, 16):
         assert torch.equal(torch.cat([scorer.score(part) for part in images.split(batch)]), whole), batch
-    monkeypatch.setattr(module, "_MAX_CHUNK_BYTES", 1 << 20)  # five pictures of this size in a chunk at most
+    monkeypatch.setattr(module, "_MAX_CHUNK_BYTES", 1 << 20)  # two pictures of this size in a chunk at most
     assert torch.equal(scorer.score(images), whole)
     assert torch.equal(scorer.score(images.flip(0)).flip(0), whole)
 
@@ -134,6 +138,7 @@ def test_nothing_waits_for_the_device() -> None:
 def test_nothing_waits_for_the_gpu() -> None:
     scorer, images = Brisque("cuda"), noise(3).cuda()
     first = scorer.score(images)
+    assert torch.equal(scorer.score(images), first)  # makes a graph, which waits
     torch.cuda.set_sync_debug_mode("error")
     try:
         again = scorer.score(images)
@@ -146,6 +151,139 @@ def test_nothing_waits_for_the_gpu() -> None:
     images.copy_(noise(3, seed=1))
     graph.replay()
     assert torch.equal(captured, scorer.score(images))
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def eagerly(scorer: Brisque, images: torch.Tensor) -> torch.Tensor:
+    """The same kernels, one by one."""
+    planes = images.permute(0, 3, 1, 2)
+    return torch.cat([scorer._scores(part) for part in planes.split(scorer._at_once(*planes.shape[2:]))])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_graphs_change_no_bit(dtype: torch.dtype) -> None:
+    scorer = Brisque("cuda", dtype)
+    for seed in range(3):  # one by one; captured; replayed
+        for batch in (1, 2, 3, 5, 8, 16, 19):
+            images = noise(batch, seed=seed).cuda()
+            for given in (images, images.double(), images.half(), images.permute(0, 3, 1, 2)):
+                planes = given if given.shape[3] == 3 else given.permute(0, 2, 3, 1)
+                assert torch.equal(scorer.score(given), eagerly(scorer, planes)), (seed, batch, given.dtype)
+    assert scorer._graphs._sizes and all(size.graphs for size in scorer._graphs._sizes.values())
+
+
+@pytest.mark.cuda
+def test_what_is_left_in_a_graphs_places_spoils_nothing() -> None:
+    scorer, images = Brisque("cuda"), noise(8).cuda()
+    for _ in range(3):
+        assert scorer.score(images * torch.nan).isnan().all()
+    for _ in range(3):
+        assert torch.equal(scorer.score(images[:5]), eagerly(scorer, images[:5]))
+
+
+@pytest.mark.cuda
+def test_graphs_on_streams_and_threads() -> None:
+    """Each on a stream of its own, with work in front, all sharing the graphs' memory."""
+    scorer, busy = Brisque("cuda"), torch.randn(2048, 2048, device="cuda")
+    given = [noise(4, seed=k).cuda() for k in range(6)]
+    wanted = [eagerly(scorer, images) for images in given]
+    scorer.score(given[0])
+    torch.cuda.synchronize()
+    wrong: list[object] = []
+
+    def work(k: int) -> None:
+        try:
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for turn in range(12):
+                    j = (k + turn) % len(given)
+                    for _ in range(turn % 3):
+                        torch.mm(busy, busy)
+                    if not torch.equal(scorer.score(given[j].clone()), wanted[j]):
+                        wrong.append((k, turn))
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.cuda
+def test_few_graphs_are_kept() -> None:
+    scorer = Brisque("cuda")
+    for _ in range(2):
+        for width in (40, 44, 48, 52):
+            for _ in range(3):
+                images = noise(2, width=width).cuda()
+                assert torch.equal(scorer.score(images), eagerly(scorer, images))
+            assert len(scorer._graphs._sizes) <= graphs.KEPT_SIZES
+
+
+@pytest.mark.cuda
+def test_modes_of_the_caller_do_not_matter() -> None:
+    scorer, images = Brisque("cuda"), noise(2).cuda()
+    wanted = eagerly(scorer, images)
+    with torch.inference_mode():
+        for _ in range(3):
+            assert torch.equal(scorer.score(images.clone()), wanted)
+    with torch.autocast("cuda", torch.float16):
+        for _ in range(3):
+            assert torch.equal(scorer.score(images), wanted)
+    assert torch.equal(scorer.score(images), wanted)
+
+
+@pytest.mark.cuda
+def test_without_memory_for_a_graph_scores_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, images = Brisque("cuda"), noise(2).cuda()
+    wanted = scorer.score(images)
+    calls: list[int] = []
+
+    def full(pictures: torch.Tensor) -> torch.Tensor:
+        """The real thing, but that memory runs out while a graph is made: in its trial run, or as it is captured."""
+        calls.append(len(pictures))
+        if len(calls) == fails_at:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return scores(pictures)
+
+    scores = scorer._scores
+    for fails_at in (1, 2):
+        scorer = Brisque("cuda")
+        scorer.score(images)
+        scores = scorer._scores
+        monkeypatch.setattr(scorer, "_scores", full)
+        calls.clear()
+        with pytest.warns(RuntimeWarning, match="memory ran out while BRISQUE's kernels were put into a CUDA graph"):
+            assert torch.equal(scorer.score(images), wanted)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(scorer.score(images), wanted)
+        assert not scorer._graphs._sizes
+    torch.mm(torch.ones(8, 8, device="cuda"), torch.ones(8, 8, device="cuda"))  # no capture is left open
+    torch.cuda.synchronize()
+
+
+@pytest.mark.cuda
+def test_graphs_on_a_second_gpu() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two CUDA devices, this machine has {torch.cuda.device_count()}")
+    images, scorers = noise(3), [Brisque(f"cuda:{k}") for k in range(2)]
+    for _ in range(3):
+        first, second = (scorer.score(images.to(scorer.device)).cpu() for scorer in scorers)
+        assert torch.equal(first, second)
+    assert torch.cuda.current_device() == 0
+
+
+def test_a_copy_is_a_scorer() -> None:
+    scorer, images = Brisque(dtype=torch.float32), noise(2)
+    for copied in (pickle.loads(pickle.dumps(scorer)), copy.deepcopy(scorer)):
+        assert copied.dtype == torch.float32 and torch.equal(copied.score(images), scorer.score(images))
 
 
 def test_the_shape_parameter_inverts_its_ratio() -> None:

@@ -19,7 +19,8 @@ local means, and the second scale is a cubic interpolation without anti-aliasing
 has no score, NaN, as in the package: only rounding varies in it.
 
 A score's bits do not depend on the batch that its picture is in, nor on the device's way of splitting sums: all sums
-are trees of one shape. Nothing waits for the device.
+are trees of one shape. Nothing waits for the device, but once when a CUDA graph is made of the kernels for a size of
+pictures, the second time it is used.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rapfast._check import describe, flag
+from rapfast.rvs.brisque_graphs import ScoreGraphs
 
 MODEL_FILE = Path(__file__).parent / "data" / "brisque_svr.npz"
 """support_vectors [770, 36], weights [770], gamma, rho, feature_min [36], feature_max [36]; all float64."""
@@ -46,10 +49,11 @@ WINDOW = 7
 SIGMA = 7 / 6
 CONTRAST_FLOOR = 1 / 255  # added to the local deviation: flat areas are divided by this
 LUMINANCE = (0.2125, 0.7154, 0.0721)  # ITU-R BT.709, as scikit-image rounds it
-CUBIC = (-0.09375, 0.59375, 0.59375, -0.09375)  # Keys' kernel, a = -0.75, half-way between two pixels
+CUBIC = (-0.09375, 0.59375)  # Keys' kernel, a = -0.75, half-way between two pixels: of the outer and the inner taps
+CUBIC_KINDS = (0, 1, 1, 0)
+MARGIN = WINDOW // 2
 SHAPES = (0.03, 1e4, 1 << 16)  # table of the shape parameter: smallest, largest, entries
 
-_LEAVES = 256
 _MAX_CHUNK_BYTES = 1 << 28
 """Of one chunk's largest temporary; a picture's score does not depend on its chunk."""
 
@@ -80,11 +84,17 @@ class Brisque:
         self._feature_scale = (2.0 / (model["feature_max"] - model["feature_min"])).to(device)
         shapes, ratios = _shape_table()
         self._shapes, self._ratios = shapes.to(device), ratios.to(device)
+        self._constants = _Constants.on(device, dtype)
+        self._graphs = ScoreGraphs(self.device)
         self._counts: dict[tuple[int, int], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
         return self._support_vectors.device
+
+    def __reduce__(self) -> tuple[type[Brisque], tuple[torch.device, torch.dtype]]:
+        """A copy, or another process's own, makes its graphs itself."""
+        return Brisque, (self.device, self.dtype)
 
     def score(self, images: Tensor, *, check_finite: bool = False) -> Tensor:
         """The score of each picture, low for good.
@@ -103,11 +113,12 @@ class Brisque:
             ValueError: its shape, device or size is wrong, or it is not finite and ``check_finite`` is set.
             NotImplementedError: ``images`` requires a gradient.
         """
-        features = self.features(images, check_finite=check_finite)
+        planes = self._planes(images, flag("check_finite", check_finite))
+        step = self._at_once(*planes.shape[2:])
         with torch.no_grad():
-            scaled = -1 + self._feature_scale * (features - self._feature_min)
-            step = max(1, _MAX_CHUNK_BYTES // (8 * 64 * len(self._weights)))
-            return torch.cat([self._regress(chunk) for chunk in scaled.split(step)])
+            if planes.is_cuda and not torch.cuda.is_current_stream_capturing():
+                return self._graphs(self._scores, planes, step)
+            return torch.cat([self._scores(chunk) for chunk in planes.split(step)])
 
     def features(self, images: Tensor, *, check_finite: bool = False) -> Tensor:
         """The 36 shape parameters that the regression reads, unscaled; arguments and errors as of :meth:`score`.
@@ -118,10 +129,17 @@ class Brisque:
         """
         planes = self._planes(images, flag("check_finite", check_finite))
         with torch.no_grad():
-            _, _, height, width = planes.shape
-            item = 4 if self.dtype == torch.float32 else 8
-            step = max(1, _MAX_CHUNK_BYTES // (20 * item * _power_of_two(height * width)))
-            return torch.cat([self._features(chunk) for chunk in planes.split(step)])
+            return torch.cat([self._features(chunk) for chunk in planes.split(self._at_once(*planes.shape[2:]))])
+
+    def _at_once(self, height: int, width: int) -> int:
+        """Pictures of a chunk: their largest temporary is that of `_moments`, or of small ones that of `_regress`."""
+        height, width = _Sheet(height, width).shape
+        largest = max(20 * self.dtype.itemsize * height * width, 8 * self._support_vectors.numel())
+        return max(1, _MAX_CHUNK_BYTES // largest)
+
+    def _scores(self, planes: Tensor) -> Tensor:
+        """A chunk [B, 3, H, W] -> [B]."""
+        return self._regress(-1 + self._feature_scale * (self._features(planes) - self._feature_min))
 
     def _planes(self, images: Tensor, check_finite: bool) -> Tensor:
         """``images`` as [B, 3, H, W], checked."""
@@ -147,14 +165,13 @@ class Brisque:
         return planes
 
     def _features(self, planes: Tensor) -> Tensor:
-        gray = _luminance(planes)
-        half = _half_size(gray)
-        # Down to 256 entries the two scales' sums have their own lengths; from there they share each step.
-        sums = [_halve(_moment_terms(_normalised(picture, self.dtype)), _LEAVES) for picture in (gray, half)]
-        sums = _halve(torch.stack(sums, 1), 1).squeeze(-1).double()  # [B, 2, 4, 5]
-        size = (gray.shape[1], gray.shape[2])
+        gray = _luminance(planes, self._constants.luminance)
+        sheet = _Sheet(*gray.shape[1:])
+        sheets = sheet.of(gray, _half_size(gray, self._constants.cubic))
+        sums = _moments(_normalised(sheets, sheet, self._constants), sheet).double()  # [B, 2, 4, 5]
+        size = (sheet.height, sheet.width)
         if size not in self._counts:  # kept, since a copy to the device in every call would be one too many
-            counts = [_pair_counts(*picture.shape[1:]) for picture in (gray, half)]
+            counts = [_pair_counts(*part[2:]) for part in sheet.parts]
             self._counts[size] = torch.tensor(counts, dtype=torch.float64, device=self.device)
         return self._fit(sums, self._counts[size])
 
@@ -189,11 +206,11 @@ class Brisque:
 
     def _regress(self, scaled: Tensor) -> Tensor:
         """libsvm's epsilon-SVR with a radial kernel: [B, 36] -> [B]."""
-        distances = _tree_sum((scaled[:, None, :] - self._support_vectors).square())
-        return _tree_sum(self._weights * torch.exp(-self._gamma * distances)) - self._rho
+        distances = _fold((scaled[:, None, :] - self._support_vectors).square_(), 2)
+        return _fold(self._weights * torch.exp(-self._gamma * distances), 1) - self._rho
 
 
-def _luminance(planes: Tensor) -> Tensor:
+def _luminance(planes: Tensor, weights: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, H, W], of float32 or of float64 if ``planes`` is.
 
     In single precision the reference's matrix product rounds once per added channel (a fused multiply-add), which
@@ -202,61 +219,114 @@ def _luminance(planes: Tensor) -> Tensor:
     if planes.dtype == torch.float64:
         red, green, blue = planes.unbind(1)
         return red * LUMINANCE[0] + green * LUMINANCE[1] + blue * LUMINANCE[2]
-    red, green, blue = planes.float().unbind(1)
-    weights = [float(np.float32(weight)) for weight in LUMINANCE]
-    gray = (red.double() * weights[0]).float()
-    gray = (gray.double() + green.double() * weights[1]).float()
-    return (gray.double() + blue.double() * weights[2]).float()
+    red, green, blue = (planes.float() * weights[:, None, None]).unbind(1)
+    return ((red.float() + green).float() + blue).float()
 
 
-def _half_size(gray: Tensor) -> Tensor:
+class _Sheet(NamedTuple):
+    """A picture at both scales side by side, so that one operation does the work of two.
+
+    Around and between them lie MARGIN zeros, which a window of local means does not reach across.
+    """
+
+    height: int
+    width: int
+
+    @property
+    def parts(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(top, left, height, width) of both scales on the sheet; the second has round(n / 2) pixels a side, half to
+        even."""
+        half = round(0.5 * self.height), round(0.5 * self.width)
+        return (
+            (MARGIN, MARGIN, self.height, self.width),
+            (MARGIN, 2 * MARGIN + self.width, *half),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the sheet, margins included."""
+        _, left, _, width = self.parts[1]
+        return self.height + 2 * MARGIN, left + width + MARGIN
+
+    def of(self, gray: Tensor, half: Tensor) -> Tensor:
+        """[B, H, W] and [B, h, w] -> the sheets."""
+        sheets = gray.new_zeros(len(gray), *self.shape)
+        for (top, left, height, width), picture in zip(self.parts, (gray, half), strict=True):
+            sheets[:, top : top + height, left : left + width] = picture
+        return sheets
+
+
+def _half_size(gray: Tensor, weights: Tensor) -> Tensor:
     """[B, H, W] -> [B, round(H / 2), round(W / 2)], rounded half to even: cubic interpolation, borders repeated."""
     height, width = (round(0.5 * n) for n in gray.shape[1:])
     padded = F.pad(gray.double()[:, None], (1, 2, 1, 2), mode="replicate")[:, 0]
-    rows = _weighted([padded[:, tap : tap + 2 * height : 2] for tap in range(4)], CUBIC)
-    return _weighted([rows[:, :, tap : tap + 2 * width : 2] for tap in range(4)], CUBIC).to(gray.dtype)
+    products = _products(padded, weights)
+    rows = _added([products[kind][:, tap : tap + 2 * height : 2] for tap, kind in enumerate(CUBIC_KINDS)])
+    products = _products(rows, weights)
+    columns = [products[kind][:, :, tap : tap + 2 * width : 2] for tap, kind in enumerate(CUBIC_KINDS)]
+    return _added(columns).to(gray.dtype)
 
 
-def _weighted(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum, term by term in the order given, each product rounded before it is added.
+def _products(tensor: Tensor, weights: Tensor) -> Tensor:
+    """[k, ...]: a tensor times each of the k weights, rounded once, in the wider dtype of the two."""
+    return tensor * weights.view(-1, *[1] * tensor.ndim)
 
-    Elementwise, so that no library chooses an algorithm, or TF32, by the shape. ``torch.add(alpha=...)`` would fuse
-    product and sum on some devices only.
+
+def _added(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum, term by term in the order given.
+
+    With products rounded before they are added: elementwise, so that no library chooses an algorithm, or TF32, by the
+    shape. ``torch.add(alpha=...)`` would fuse product and sum on some devices only.
     """
-    total = tensors[0] * weights[0]
-    product = torch.empty_like(total)
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total += torch.mul(tensor, weight, out=product)
+    total = tensors[0] + tensors[1]
+    for tensor in tensors[2:]:
+        total += tensor
     return total
 
 
-def _normalised(gray: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean-subtracted, contrast-normalised luminance: [B, H, W] -> [B, H, W].
+def _normalised(sheets: Tensor, sheet: _Sheet, constants: _Constants) -> Tensor:
+    """Mean-subtracted, contrast-normalised luminance, 0 beside the pictures: sheets -> [B, H + 1, W' + 2], without the
+    margins but for one column at either side and one row below.
 
-    Squares are taken in the dtype of ``gray``, since the reference's are: in bright flat areas their rounding is
+    Squares are taken in the dtype of the sheets, since the reference's are: in bright flat areas their rounding is
     larger than the variance. There too the sign of ``gray - mean`` is that of the rounding of ``mean``, and the fits
     count signs; hence the window's 49 terms one by one, from the lower right as SciPy adds them. With 7 + 7 terms, all
-    that other pixels need, pictures with large flat areas would be up to 0.7 points off.
+    that other pixels need, pictures with large flat areas would be up to 0.7 points off. The window's 49 weights are
+    10 numbers, its line's 4, and each makes its products once.
     """
     grid, line = _gaussian()
-    squares = (gray * gray).to(dtype)
-    gray = gray.to(dtype)
-    mean = _weighted(_shifted(gray, range(WINDOW), range(WINDOW))[::-1], grid)
-    rows = _weighted(_shifted(squares, range(WINDOW), (WINDOW // 2,)), line)
-    mean_square = _weighted(_shifted(rows, (WINDOW // 2,), range(WINDOW)), line)
-    return (gray - mean) / ((mean * mean - mean_square).abs().sqrt() + CONTRAST_FLOOR)
+    dtype = constants.grid.dtype
+    height, width = (side - 2 * MARGIN for side in sheets.shape[1:])
+    squares = (sheets * sheets).to(dtype)
+    gray = sheets.to(dtype)
+    products = _products(gray, constants.grid)
+    places = [(i, j) for i in range(WINDOW) for j in range(WINDOW)]
+    mean = _added([products[grid.kinds[k]][:, i : i + height, j : j + width] for k, (i, j) in enumerate(places)][::-1])
+    products = _products(squares, constants.line)
+    rows = _added([products[kind][:, i : i + height] for i, kind in enumerate(line.kinds)])
+    products = _products(rows, constants.line)
+    deviation = _added([products[kind][:, :, j : j + width] for j, kind in enumerate(line.kinds)])
+    torch.sub(mean * mean, deviation, out=deviation).abs_().sqrt_().add_(CONTRAST_FLOOR)
+    difference = torch.sub(gray[:, MARGIN:-MARGIN, MARGIN:-MARGIN], mean, out=mean)
+    result = gray.new_zeros(len(gray), height + 1, width + 2)
+    for top, left, *size in sheet.parts:
+        top, left = top - MARGIN, left - MARGIN
+        here = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
+        there = result[:, top : top + size[0], left + 1 : left + 1 + size[1]]
+        torch.div(difference[here], deviation[here], out=there)
+    return result
 
 
-def _shifted(picture: Tensor, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
-    """Views of [B, H, W], bordered by zeros, under each place of the window; places count from its upper left."""
-    _, height, width = picture.shape
-    padded = F.pad(picture, (WINDOW // 2,) * 4)
-    return [padded[:, i : i + height, j : j + width] for i in rows for j in columns]
+class _Window(NamedTuple):
+    """Weights, of which many are equal: `numbers` are the different ones, `kinds` the number's place for each."""
+
+    numbers: list[float]
+    kinds: list[int]
 
 
 @lru_cache(maxsize=1)
-def _gaussian() -> tuple[list[float], list[float]]:
-    """Weights of the window: its 49 row by row, and the 7 whose outer product they are up to rounding.
+def _gaussian() -> tuple[_Window, _Window]:
+    """The window's 49 weights row by row, and the 7 whose outer product they are up to rounding.
 
     By ``math.exp``: NumPy's own differs in the last bit between its releases.
     """
@@ -264,31 +334,53 @@ def _gaussian() -> tuple[list[float], list[float]]:
     line = np.array([math.exp(-x / (2 * SIGMA**2)) for x in squares])
     grid = np.array([math.exp(-(x + y) / (2 * SIGMA**2)) for y in squares for x in squares])
     grid *= 1 / (2 * math.pi * SIGMA**2)  # divided out again below, but not from the last bits
-    return (grid / grid.sum()).tolist(), (line / line.sum()).tolist()
+    grid, line = ((weights / weights.sum()).tolist() for weights in (grid, line))
+    kinds = sorted(set(grid)), sorted(set(line))
+    return tuple(_Window(k, [k.index(w) for w in weights]) for k, weights in zip(kinds, (grid, line), strict=True))
 
 
-def _moment_terms(normalised: Tensor) -> Tensor:
-    """What the fits add up over the picture: [B, H, W] -> [B, 4, 5, P], P the next power of two of H W, at least
-    256.
+class _Constants(NamedTuple):
+    """Weights on the device: of the channels [3] and the cubic interpolation [2] in float64, of the windows in the
+    dtype of the per-pixel work. As scalars they would be rounded to a picture's own dtype."""
+
+    luminance: Tensor
+    cubic: Tensor
+    grid: Tensor
+    line: Tensor
+
+    @staticmethod
+    def on(device: torch.device | str, dtype: torch.dtype) -> _Constants:
+        grid, line = (torch.tensor(window.numbers, dtype=dtype, device=device) for window in _gaussian())
+        luminance = torch.from_numpy(np.array(LUMINANCE, dtype=np.float32)).double().to(device)
+        return _Constants(luminance, torch.tensor(CUBIC, dtype=torch.float64, device=device), grid, line)
+
+
+def _moments(normalised: Tensor, sheet: _Sheet) -> Tensor:
+    """What the fits add up over each scale: [B, H + 1, W' + 2] of `_normalised` -> [B, 2, 4, 5].
 
     4: square if negative, square if not, absolute value, 1 if negative. 5: the values themselves, then the products
-    with the right, lower, lower right and lower left neighbour. Places beyond a product's area hold 0 and add nothing.
+    with the right, lower, lower right and lower left neighbour. A product beyond a picture is 0 and adds nothing.
     """
-    batch, height, width = normalised.shape
-    values = normalised.new_zeros(batch, 5, max(_LEAVES, _power_of_two(height * width)))
-    maps = values[..., : height * width].view(batch, 5, height, width)
-    maps[:, 0] = normalised
-    torch.mul(normalised[:, :, :-1], normalised[:, :, 1:], out=maps[:, 1, :, :-1])
-    torch.mul(normalised[:, :-1], normalised[:, 1:], out=maps[:, 2, :-1])
-    torch.mul(normalised[:, :-1, :-1], normalised[:, 1:, 1:], out=maps[:, 3, :-1, :-1])
-    torch.mul(normalised[:, 1:, :-1], normalised[:, :-1, 1:], out=maps[:, 4, :-1, :-1])
+    batch, height, width = len(normalised), normalised.shape[1] - 1, normalised.shape[2] - 2
+    here = normalised[:, :-1, 1:-1]
+    values = normalised.new_empty(batch, 5, height, width)
+    values[:, 0] = here
+    torch.mul(here, normalised[:, :-1, 2:], out=values[:, 1])
+    torch.mul(here, normalised[:, 1:, 1:-1], out=values[:, 2])
+    torch.mul(here, normalised[:, 1:, 2:], out=values[:, 3])
+    torch.mul(here, normalised[:, 1:, :-2], out=values[:, 4])
     terms = values.new_empty(batch, 4, *values.shape[1:])
     torch.clamp(values, max=0, out=terms[:, 0])
     torch.clamp(values, min=0, out=terms[:, 1])
     terms[:, :2].square_()
     torch.abs(values, out=terms[:, 2])
     terms[:, 3] = values < 0
-    return terms
+    columns = _fold(terms, 3)
+    widest = sheet.width
+    both = columns.new_zeros(batch, 2, 4, 5, widest)
+    for k, (_, left, _, size) in enumerate(sheet.parts):
+        both[:, k, ..., :size] = columns[..., left - MARGIN : left - MARGIN + size]
+    return _fold(both, 4)
 
 
 def _pair_counts(height: int, width: int) -> list[int]:
@@ -297,25 +389,19 @@ def _pair_counts(height: int, width: int) -> list[int]:
     return [height * width, height * (width - 1), (height - 1) * width, inner, inner]
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
-def _halve(terms: Tensor, length: int) -> Tensor:
-    """Folds the last dimension, a power of two, onto its first half until ``length`` entries are left.
+def _fold(terms: Tensor, dim: int) -> Tensor:
+    """The sum over a dimension, which folds the rear half onto the front one until one entry is left. Overwrites
+    ``terms``.
 
     One order of additions for every batch and device, which ``torch.sum`` does not promise.
     """
-    while terms.shape[-1] > length:
-        half = terms.shape[-1] // 2
-        terms = terms[..., :half] + terms[..., half:]
-    return terms
-
-
-def _tree_sum(terms: Tensor) -> Tensor:
-    """Sum over the last dimension."""
-    n = terms.shape[-1]
-    return _halve(F.pad(terms, (0, _power_of_two(n) - n)), 1).squeeze(-1)
+    length = terms.shape[dim]
+    while length > 1:
+        rest = length // 2
+        length -= rest
+        front = terms.narrow(dim, 0, rest)
+        front += terms.narrow(dim, length, rest)
+    return terms.select(dim, 0)
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,12 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rapfast.appearance.features import Z_OFFSET
 from rapfast.rvs.brisque import Brisque
 from rapfast.rvs.draws import Guess, SpeculativeDraws
-from rapfast.rvs.poses import Array
+from rapfast.rvs.poses import Array, world_to_camera
 
 if TYPE_CHECKING:
     from rapfast.rvs.synthesis import RandomViewSynthesizer
+
+REMEMBERED = 64
+"""Latest outcomes that the next ones are guessed from."""
+
+BATCH_COST = 6
+"""What a batch of attempts costs beside its attempts, in attempts: launches, and the wait for the scores."""
+
+FURTHEST = 4
+"""Attempts made ahead of their outcomes, in batches at most."""
+
+SAMPLE = 1024
+"""Gaussians counted on the host where it is asked whether more than one falls on the map, ..."""
+
+CERTAIN = 8
+"""... of which so many are more than one, however the map's border was rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +81,18 @@ class _View:
     decoded: Tensor | None = None  # those colours
 
 
+class _Tried(NamedTuple):
+    """Attempts rendered and scored: pictures [n, 3, h, w] on the device, where each attempt's is, and the scores, NaN
+    for one that fails."""
+
+    pictures: Tensor
+    row_of: dict[int, int]
+    scores: list[float]
+
+    def picture(self, attempt: int) -> Tensor:
+        return self.pictures[self.row_of[attempt]]
+
+
 class BrisqueLoop:
     """Attempts at views, batch by batch. `run`, then `views`.
 
@@ -86,16 +114,18 @@ class BrisqueLoop:
         self.buffer = owner.buffer(m)
         self.to_render: list[int] = []
         self.open: dict[int, _View] = {}
+        means, boxes = owner.scene.scene.means, owner.scene.box_coord[:, 2]
+        step = -(-len(means) // SAMPLE) or 1
+        self.sample = means[::step].double().cpu().numpy(), boxes[::step].flip(-1).double().cpu().numpy()
+        self.K = owner.K.double().cpu().numpy()
 
     def run(self, draws: SpeculativeDraws) -> None:
-        ahead = self.owner.batch_size
-        outcomes: deque[bool] = deque(maxlen=64)
+        outcomes: deque[bool] = deque(maxlen=REMEMBERED)
         while not draws.done:
             # An outcome is guessed to be the more frequent one of late.
             optimistic = 2 * sum(outcomes) >= len(outcomes)
-            guess = draws.guess(ahead, 1 if optimistic else draws.max_attempts)
-            used = self._settle(draws, guess, *self._try(guess), outcomes)
-            ahead = min(self.owner.batch_size, 2 * used)
+            guess = draws.guess(self._ahead(outcomes), 1 if optimistic else draws.max_attempts)
+            self._settle(draws, guess, self._try(guess), outcomes)
             here, made = draws.position
             view = self.open.get(here)
             self.open = {} if view is None else {here: view}
@@ -104,46 +134,86 @@ class BrisqueLoop:
             if len(self.to_render) >= self.owner.batch_size:
                 self._render()
 
+    def _ahead(self, outcomes: Sequence[bool]) -> int:
+        """How many attempts to make next.
+
+        Those behind the first outcome that was guessed wrong are made in vain. Where that happens with probability q,
+        n attempts have about n - q n^2 / 2 of use, and BATCH_COST + n over that is least near sqrt(2 BATCH_COST / q).
+        """
+        wrong = min(sum(outcomes), len(outcomes) - sum(outcomes))
+        q = (wrong + 1) / (len(outcomes) + 2)
+        return min(FURTHEST * self.owner.batch_size, max(1, round((2 * BATCH_COST / q) ** 0.5)))
+
     def views(self) -> SyntheticViews:
         self._render()
         images = self.buffer.finish()
         return views_of(images, self.poses, self.weights, self.attempts, self.accepted, self.scores)
 
-    def _try(self, guess: Guess) -> tuple[Tensor, list[float]]:
-        """Pictures [n, 3, h, w] of all attempts, on the device, and their scores; NaN where an attempt fails."""
+    def _try(self, guess: Guess) -> _Tried:
+        """Render and score the attempts. The device is read back once, when all is under way."""
         owner, views = self.owner, guess.views.tolist()
-        viewmats = owner.viewmats(guess.poses)
         for name in views:
             self.open.setdefault(name, _View())
         alone = [i for i, name in enumerate(views) if self.open[name].leader is None]
-        fails = dict(zip(alone, owner.one_point(guess.poses[alone]).tolist(), strict=True))
-        leaders: list[int] = []
+        fails = dict(zip(alone, self._fails(guess.poses[alone]), strict=True))
+        leaders: dict[int, int] = {}
         followers: dict[int, list[int]] = {}
-        for i, (name, attempt) in enumerate(zip(views, guess.attempts.tolist(), strict=True)):
-            view = self.open[name]
-            if view.leader is not None:  # its map is read, which did not fail
+        for i, name in enumerate(views):
+            if self.open[name].leader is not None or name in leaders:  # its map is read, which did not fail
                 followers.setdefault(name, []).append(i)
             elif not fails[i]:
-                view.leader = (attempt, viewmats[i])
-                leaders.append(i)
-        pictures = torch.zeros((len(guess), 3, *owner.size), device=viewmats.device)
-        scores = torch.full((len(guess),), torch.nan, dtype=torch.float64, device=viewmats.device)
+                leaders[name] = i
+        order = [*leaders.values(), *(i for members in followers.values() for i in members)]
+        viewmats = self._on_device(world_to_camera(guess.poses[order]))
+        for row, (name, i) in enumerate(leaders.items()):
+            self.open[name].leader = int(guess.attempts[i]), viewmats[row]
+        like = viewmats.new_empty(0)
+        pictures = like.new_empty((len(order), 3, *owner.size), dtype=torch.float32)
+        scores = like.new_empty(len(order), dtype=torch.float64)
 
-        def draw(members: list[int], decoded: Callable[[], Tensor | None]) -> None:
+        def draw(first: int, count: int, decoded: Callable[[], Tensor | None]) -> None:
             def work(begin: int, end: int) -> None:
-                part = members[begin:end]
-                places = torch.tensor(part, device=viewmats.device)
-                made = owner.pictures(viewmats[places], [self.ids[views[i]] for i in part], decoded())
-                pictures[places], scores[places] = made, owner.brisque.score(made)
+                rows = slice(first + begin, first + end)
+                ids = [self.ids[views[i]] for i in order[rows]]
+                pictures[rows] = owner.pictures(viewmats[rows], ids, decoded())
 
-            owner.in_batches(len(members), work)
+            owner.in_batches(count, work)
 
-        draw(leaders, lambda: None)
+        def score(begin: int, end: int) -> None:
+            scores[begin:end] = owner.brisque.score(pictures[begin:end])
+
+        draw(0, len(leaders), lambda: None)
+        first = len(leaders)
         for name, members in followers.items():
-            draw(members, lambda name=name: self._decoded(name))
+            draw(first, len(members), lambda name=name: self._decoded(name))
+            first += len(members)
             if name != views[-1]:  # which alone is likely to go on
                 self.open[name].decoded = None
-        return pictures, scores.tolist()
+        owner.in_batches(len(order), score)
+        row_of = {i: row for row, i in enumerate(order)}
+        found = scores.tolist()
+        return _Tried(pictures, row_of, [found[row_of[i]] if i in row_of else np.nan for i in range(len(guess))])
+
+    def _fails(self, poses: Array) -> list[bool]:
+        """Whether RAP fails at poses [P, 3, 4]. The device is asked about those alone that are not certain."""
+        points, boxes = self.sample
+        matrices = world_to_camera(poses).astype(np.float64)
+        in_camera = points @ matrices[:, :3, :3].transpose(0, 2, 1) + matrices[:, None, :3, 3]
+        u, v, z = np.moveaxis(in_camera @ self.K.T, -1, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x, y = u / (z + Z_OFFSET), v / (z + Z_OFFSET)
+        counts = ((x > 0) & (x < boxes[:, 0]) & (y > 0) & (y < boxes[:, 1]) & (z > 0)).sum(1)
+        fails = np.zeros(len(poses), dtype=bool)
+        doubtful = np.flatnonzero(counts < CERTAIN)
+        if len(doubtful):
+            fails[doubtful] = self.owner.one_point(poses[doubtful])
+        return fails.tolist()
+
+    def _on_device(self, matrices: Array) -> Tensor:
+        """A copy that does not wait for what is under way there."""
+        like = self.owner.scene.scene.means
+        given = torch.from_numpy(matrices).to(like.dtype)
+        return given.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else given
 
     def _decoded(self, name: int) -> Tensor:
         view, owner = self.open[name], self.owner
@@ -152,22 +222,18 @@ class BrisqueLoop:
             view.decoded = owner.scene.decode(view.leader[1], owner.K, feature_map, 1.0, precision=owner.precision)
         return view.decoded
 
-    def _settle(
-        self, draws: SpeculativeDraws, guess: Guess, pictures: Tensor, scores: list[float], outcomes: deque[bool]
-    ) -> int:
-        """Take over the outcomes up to the first that was guessed wrong; how many those are."""
-        used = 0
+    def _settle(self, draws: SpeculativeDraws, guess: Guess, tried: _Tried, outcomes: deque[bool]) -> None:
+        """Take over the outcomes up to the first that was guessed wrong."""
         refused: list[int] = []
         finished: dict[int, Tensor] = {}
-        for i, score in enumerate(scores):
+        for i, score in enumerate(tried.scores):
             name, good = int(guess.views[i]), score < self.threshold
             view = self.open[name]
             if score < view.score:
                 view.score, view.pose = score, guess.poses[i]
-                view.picture = None if self.draws_weights else pictures[i].clone()
+                view.picture = None if self.draws_weights else tried.picture(i).clone()
             if not good and score == score:
                 refused.append(i)
-            used += 1
             outcomes.append(good)
             for end in draws.settle([good]):
                 self.attempts[name], self.accepted[name], self.scores[name] = end.attempts, good, view.score
@@ -181,13 +247,12 @@ class BrisqueLoop:
             if not draws.open:
                 break
         if self.owner.on_pictures is not None and refused:
-            about = [Shown(int(guess.views[i]), scores[i], True) for i in refused]
-            self.owner.on_pictures(pictures[refused], about)
+            about = [Shown(int(guess.views[i]), tried.scores[i], True) for i in refused]
+            self.owner.on_pictures(torch.stack([tried.picture(i) for i in refused]), about)
         if finished:
             names = list(finished)
             kept = torch.stack(list(finished.values()))
             self.owner.put(self.buffer, names, kept, self.scores[names].tolist(), are_pictures=True)
-        return used
 
     def _render(self) -> None:
         names, self.to_render = self.to_render, []
