@@ -240,33 +240,32 @@ def test_modes_of_the_caller_do_not_matter() -> None:
 
 
 @pytest.mark.cuda
-def test_without_memory_for_a_graph_scores_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing", [1, 2])
+def test_without_memory_for_a_graph_scores_are_the_same(monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    """Memory runs out in the trial run before a capture, or in the capture."""
     scorer, images = Brisque("cuda"), noise(2).cuda()
     wanted = scorer.score(images)
-    calls: list[int] = []
+    real, calls = scorer._scores, []
 
     def full(pictures: torch.Tensor) -> torch.Tensor:
-        """The real thing, but that memory runs out while a graph is made: in its trial run, or as it is captured."""
-        calls.append(len(pictures))
-        if len(calls) == fails_at:
+        calls.append(torch.cuda.is_current_stream_capturing())
+        if len(calls) == failing:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return scores(pictures)
+        return real(pictures)
 
-    scores = scorer._scores
-    for fails_at in (1, 2):
-        scorer = Brisque("cuda")
-        scorer.score(images)
-        scores = scorer._scores
-        monkeypatch.setattr(scorer, "_scores", full)
-        calls.clear()
-        with pytest.warns(RuntimeWarning, match="memory ran out while BRISQUE's kernels were put into a CUDA graph"):
-            assert torch.equal(scorer.score(images), wanted)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert torch.equal(scorer.score(images), wanted)
-        assert not scorer._graphs._sizes
-    torch.mm(torch.ones(8, 8, device="cuda"), torch.ones(8, 8, device="cuda"))  # no capture is left open
-    torch.cuda.synchronize()
+    monkeypatch.setattr(scorer, "_scores", full)
+    with pytest.warns(RuntimeWarning, match="memory ran out while BRISQUE's kernels were put into a CUDA graph"):
+        assert torch.equal(scorer.score(images), wanted)
+    assert calls == ([False, True, False] if failing == 2 else [False, False])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(scorer.score(images), wanted)
+    assert not scorer._graphs._sizes
+    # Nothing is left open: another scorer's graphs can be made.
+    other = Brisque("cuda")
+    for _ in range(3):
+        assert torch.equal(other.score(images), wanted)
+    assert any(size.graphs for size in other._graphs._sizes.values())
 
 
 @pytest.mark.cuda
