@@ -164,7 +164,7 @@ class BrisqueLoop:
             elif not fails[i]:
                 leaders[name] = i
         order = [*leaders.values(), *(i for members in followers.values() for i in members)]
-        viewmats = self._on_device(world_to_camera(guess.poses[order]))
+        viewmats = owner.viewmats(guess.poses[order])
         for row, (name, i) in enumerate(leaders.items()):
             self.open[name].leader = int(guess.attempts[i]), viewmats[row]
         like = viewmats.new_empty(0)
@@ -208,12 +208,6 @@ class BrisqueLoop:
         if len(doubtful):
             fails[doubtful] = self.owner.one_point(poses[doubtful])
         return fails.tolist()
-
-    def _on_device(self, matrices: Array) -> Tensor:
-        """A copy that does not wait for what is under way there."""
-        like = self.owner.scene.scene.means
-        given = torch.from_numpy(matrices).to(like.dtype)
-        return given.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else given
 
     def _decoded(self, name: int) -> Tensor:
         view, owner = self.open[name], self.owner
