@@ -46,6 +46,7 @@ class Run(NamedTuple):
     records: dict[tuple[str, str, int], dict[str, Any]]  # extra_info by (case, backend, batch), direction "fwd"
     # the same of the other directions, "rap" and "rap-loop"
     appearance: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
+    transfers: dict[tuple[str, str, int], dict[str, Any]] = {}  # by (case, way, views), direction "transfer"
 
     @property
     def device_name(self) -> str:
@@ -85,36 +86,38 @@ def read_run(path: Path) -> Run:
         for benchmark in data["benchmarks"]:
             info = benchmark["extra_info"]
             directions.setdefault(info["direction"], {})[info["case"], info["backend"], info["batch"]] = info
-        records = directions.pop("fwd")
-        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions)
+        records, transfers = directions.pop("fwd"), directions.pop("transfer", {})
+        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions, transfers)
         _ = run.slug
     except (KeyError, TypeError) as error:
         raise ReportError(f"{path}: not a run of this suite: {error} is missing") from error
-    if not records and not directions:
+    if not (records or directions or transfers):
         raise ReportError(f"{path}: holds no benchmark")
     return run
 
 
+PARTS = ("records", "appearance", "transfers")
+"""Fields of a `Run`: what a run may be of alone."""
+
+
 def newest_runs(results: Path) -> list[Run]:
-    """The newest run of each machine, GPUs first; where the newest holds only the rasterizer or only the appearance
-    path, the newest of each."""
+    """The newest run of each machine, GPUs first; where the newest holds only some of `PARTS`, the newest of each."""
     newest: dict[tuple[str, str], Run] = {}
     for path in sorted(results.glob("*.json")):
         run = read_run(path)
-        for kind in ("records", "appearance"):
-            key = run.slug, kind
-            if getattr(run, kind) and (key not in newest or run.time > newest[key].time):
+        for part in PARTS:
+            key = run.slug, part
+            if getattr(run, part) and (key not in newest or run.time > newest[key].time):
                 newest[key] = run
     if not newest:
         raise ReportError(f"{results} holds no run: python bench/report.py save RUN.json puts one there")
-    runs = []
-    for (slug, kind), run in newest.items():
-        other = "appearance" if kind == "records" else "records"
-        if newest.get((slug, other)) is not run:
-            runs.append(run._replace(**{other: {}}))
-        elif kind == "records":
-            runs.append(run)
-    return sorted(runs, key=lambda run: (run.machine.get("gpu") is None, run.slug, not run.records))
+    chosen: dict[int, tuple[Run, set[str]]] = {}
+    for (_, part), run in newest.items():
+        chosen.setdefault(id(run), (run, set()))[1].add(part)
+    runs = [run._replace(**{part: {} for part in PARTS if part not in parts}) for run, parts in chosen.values()]
+    order = {part: i for i, part in enumerate(PARTS)}
+    first_part = {id(run): min(order[part] for part in PARTS if getattr(run, part)) for run in runs}
+    return sorted(runs, key=lambda run: (run.machine.get("gpu") is None, run.slug, first_part[id(run)]))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -419,6 +422,64 @@ def appearance_section(run: Run, plots: dict[str, str]) -> list[str]:
     return parts
 
 
+# --- copies between host and GPU -------------------------------------------------------------------------------------
+
+UPLOADS = {
+    "pageable": "blocking", "pageable-non_blocking": "non_blocking", "pinned": "pinned, blocking",
+    "pinned-non_blocking": "pinned, non_blocking", "pinned-own-stream": "pinned, stream of its own",
+}  # fmt: skip
+
+
+def transfer_section(run: Run) -> list[str]:
+    """The paragraphs for one machine, none where the run has no transfers in it."""
+    if not run.transfers:
+        return []
+    parts = [f"### Copies between host and GPU, {run.device_name}", f"{_provenance(run)}. Milliseconds a batch."]
+    return parts + [table for table in (_upload_table(run), _download_table(run)) if table]
+
+
+def _upload_table(run: Run) -> str | None:
+    rows = []
+    for size, views in _transfer_batches(run):
+        for what, field, until in (
+            ("upload", "returns_ms", "the call returns"),
+            ("upload", "ms", "it has arrived"),
+            ("upload-work", "ms", "copy and work are done"),
+        ):
+            times = [run.transfers.get((f"{what}-{size}", way, views), {}).get(field) for way in UPLOADS]
+            if any(times):
+                blocking, non_blocking, _, pinned, _ = times
+                ratios = [_times(blocking, non_blocking), _times(blocking, pinned)]
+                rows.append([size, str(views), until, *map(_number, times), *ratios])
+    head = ["upload", "views", "until", *UPLOADS.values(), "blocking / non_blocking", "/ pinned, non_blocking"]
+    return _table(head, rows) if rows else None
+
+
+def _download_table(run: Run) -> str | None:
+    rows = []
+    for size, views in _transfer_batches(run):
+        cells: list[str] = []
+        for suffix in ("", "-pinned"):
+            each, batched = (
+                run.transfers.get((f"download-{size}", way + suffix, views), {}).get("ms")
+                for way in ("per-tensor", "batched")
+            )
+            cells += [_number(each), _number(batched), _times(each, batched)]
+        if set(cells) != {"–"}:
+            rows.append([size, str(views), *cells])
+    head = ["download", "views", "per tensor", "one batch", "ratio", "pinned, per tensor", "pinned, one batch", "ratio"]
+    return _table(head, rows) if rows else None
+
+
+def _transfer_batches(run: Run) -> list[tuple[str, int]]:
+    """(size, views), in the run's order."""
+    return list(dict.fromkeys((case.rsplit("-", 1)[1], views) for case, _, views in run.transfers))
+
+
+def _times(slow: float | None, fast: float | None) -> str:
+    return _number(slow / fast) if slow and fast else "–"
+
+
 # --- what goes into the files ----------------------------------------------------------------------------------------
 
 
@@ -429,6 +490,7 @@ def docs_section(runs: list[Run], plots: dict[str, str], appearance_plots: dict[
         if run.records:
             parts += _forward_section(run, plots)
         parts += appearance_section(run, appearance_plots)
+        parts += transfer_section(run)
     return "\n\n".join(parts)
 
 
