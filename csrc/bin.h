@@ -8,8 +8,11 @@ namespace rapfast {
 
 template <typename T>
 struct BinParams {
-  int64_t n_images;          // I
-  int32_t tiles_x, tiles_y;  // per image
+  int64_t n_images;  // I
+  int32_t tiles_x, tiles_y;  // listed per image
+  // The image's row of tiles that is listed as row 0: an image may be listed in bands, which together
+  // are the lists of the whole.
+  int32_t first_tile_row = 0;
   int64_t record_capacity;   // rows of records; M may not exceed it
   int64_t capacity;          // intersections there is room for
 

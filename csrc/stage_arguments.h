@@ -119,6 +119,7 @@ BinParams<T> read_bin(Arguments& a) {
   p.n_images = a.get<int64_t>("n_images");
   p.tiles_x = a.get<int32_t>("tiles_x");
   p.tiles_y = a.get<int32_t>("tiles_y");
+  p.first_tile_row = a.get<int32_t>("first_tile_row");
   p.record_capacity = a.get<int64_t>("record_capacity");
   p.capacity = a.get<int64_t>("capacity");
   p.records = a.pointer<const Record<T>>("records");

@@ -156,6 +156,32 @@ def test_capacity_changes_nothing(capacity, device):
         assert_same(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_band_lists_what_the_whole_lists_in_its_rows(dtype, device):
+    skip_unsupported(device, dtype)
+    size = (130, 90)
+    columns, rows = tile_grid(*size)
+    records = project(make_scene(300, 2, width=size[0], height=size[1], dtype=dtype, device=device), size)
+    whole = bin_rows(records, size)
+    for first, end in [(0, rows), (0, 1), (1, 4), (rows - 1, rows), (3, 3)]:
+        tiles = ops.bin(records, *size, tile_rows=(first, end))
+        band = split(tiles.tile_records, tiles.tile_offsets)
+        want = [
+            [row - records.image_offsets[image].item() for row in whole[image * rows * columns + tile]]
+            for image in range(2)
+            for tile in range(first * columns, end * columns)
+        ]
+        assert band == want
+        assert any(want) or first == end
+
+
+@pytest.mark.parametrize("tile_rows", [(-1, 2), (2, 1), (0, 7)])
+def test_a_band_outside_the_image_is_refused(tile_rows, device):
+    records = project(make_scene(10, 1, dtype=torch.float32, device=device), (130, 90))
+    with pytest.raises(ValueError, match="tile_rows must lie within 0 and 6"):
+        ops.bin(records, 130, 90, tile_rows=tile_rows)
+
+
 def test_nothing_to_list(device):
     scene = make_scene(10, 2, dtype=torch.float32, device=device)
     records = project(scene, (WIDTH, HEIGHT), near_plane=1e9)

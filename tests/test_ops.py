@@ -47,7 +47,7 @@ def samples(name: str, device: torch.device) -> list[tuple[Any, ...]]:
             out.append(color)
             continue
         if name == "bin":
-            out.append((r.records, r.radii, r.image_offsets, *grid, 10_000))
+            out.append((r.records, r.radii, r.image_offsets, *grid, 0, 10_000))
             continue
         colors = ops.color(
             s.means, s.viewmats, s.Ks, s.colors, r, WIDTH, HEIGHT, sh_degree=1 if sh else None, render_mode="RGB+D"

@@ -58,26 +58,28 @@ void sort_image(const BinParams<T>& p, int64_t image, ImageBins<T>& bins) {
   bins.rects.resize(n);
   for (size_t i = 0; i < n; ++i) {
     const int64_t m = first + bins.order[i];
-    bins.rects[i] =
-        tile_rect(p.records[m].x, p.records[m].y, p.radii + 2 * m, p.tiles_x, p.tiles_y);
+    bins.rects[i] = tile_rect(p.records[m].x, p.records[m].y, p.radii + 2 * m, p.tiles_x, p.tiles_y,
+                              p.first_tile_row);
   }
 }
 
-// Calls visit(tile of the image, record relative to the image) for the tiles of rows [y0, y1), in
-// depth order within each tile.
+// Calls visit(listed tile of the image, record relative to the image) for the tiles of the listed rows
+// [y0, y1), in depth order within each tile.
 template <typename T, typename Visit>
 void for_each_intersection(const BinParams<T>& p, int64_t image, const ImageBins<T>& bins,
                            int32_t y0, int32_t y1, Visit&& visit) {
   const int64_t first = p.image_offsets[image];
   for (size_t i = 0; i < bins.order.size(); ++i) {
     const TileRect& rect = bins.rects[i];
-    const int32_t begin = std::max(rect.y0, y0), end = std::min(rect.y1, y1);
+    const int32_t begin = std::max(rect.y0, p.first_tile_row + y0);
+    const int32_t end = std::min(rect.y1, p.first_tile_row + y1);
     if (begin >= end) continue;
     const CutEllipse<T> ellipse = cut_ellipse(p.records[first + bins.order[i]]);
     for (int32_t ty = begin; ty < end; ++ty) {
       int32_t x0, x1;
       tile_row_range(ellipse, rect, ty, x0, x1);
-      for (int32_t tx = x0; tx < x1; ++tx) visit(int64_t(ty) * p.tiles_x + tx, bins.order[i]);
+      const int64_t row = int64_t(ty - p.first_tile_row) * p.tiles_x;
+      for (int32_t tx = x0; tx < x1; ++tx) visit(row + tx, bins.order[i]);
     }
   }
 }

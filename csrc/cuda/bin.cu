@@ -29,7 +29,7 @@ __device__ Record<float> load_record(const Record<float>* records, int64_t m) {
 __device__ TileRect load_rect(const BinParams<float>& p, const Record<float>& r, int64_t m) {
   const int2 radii = reinterpret_cast<const int2*>(p.radii)[m];
   const int32_t both[2] = {radii.x, radii.y};
-  return tile_rect(r.x, r.y, both, p.tiles_x, p.tiles_y);
+  return tile_rect(r.x, r.y, both, p.tiles_x, p.tiles_y, p.first_tile_row);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
         int32_t x0, x1;
         tile_row_range(ellipse, rect, ty, x0, x1);
         for (int32_t tx = x0; tx < x1; ++tx, ++at) {
-          tile_keys[at] = base + uint32_t(ty * p.tiles_x + tx);
+          tile_keys[at] = base + uint32_t((ty - p.first_tile_row) * p.tiles_x + tx);
           values[at] = value;
         }
       }
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads)
         int64_t to = next + before - (x1 - x0);
         next += __shfl_sync(kFullWarp, before, 31);
         for (int32_t tx = x0; tx < x1; ++tx, ++to) {
-          tile_keys[to] = owner_base + uint32_t(ty * p.tiles_x + tx);
+          tile_keys[to] = owner_base + uint32_t((ty - p.first_tile_row) * p.tiles_x + tx);
           values[to] = owner_value;
         }
       }

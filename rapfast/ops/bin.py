@@ -34,15 +34,16 @@ def _allocate(image_offsets: Tensor, tiles_x: int, tiles_y: int, capacity: int) 
     )
 
 
-def _fake(records, radii, image_offsets, tiles_x, tiles_y, capacity):
+def _fake(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capacity):
     return tuple(_allocate(image_offsets, tiles_x, tiles_y, capacity))
 
 
-def _arguments(out, records, radii, image_offsets, tiles_x, tiles_y, capacity):
+def _arguments(out, records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capacity):
     return {
         "n_images": image_offsets.shape[0] - 1,
         "tiles_x": tiles_x,
         "tiles_y": tiles_y,
+        "first_tile_row": first_tile_row,
         "record_capacity": records.shape[0],
         "capacity": capacity,
         "records": address(records),
@@ -53,20 +54,21 @@ def _arguments(out, records, radii, image_offsets, tiles_x, tiles_y, capacity):
     }
 
 
-def _cpu(records, radii, image_offsets, tiles_x, tiles_y, capacity):
+def _cpu(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capacity):
     out = _allocate(image_offsets, tiles_x, tiles_y, capacity)
-    native.bin(**cpu_arguments(records), **_arguments(out, records, radii, image_offsets, tiles_x, tiles_y, capacity))
+    arguments = _arguments(out, records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capacity)
+    native.bin(**cpu_arguments(records), **arguments)
     return tuple(out)
 
 
-def _cuda(records, radii, image_offsets, tiles_x, tiles_y, capacity):
+def _cuda(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capacity):
     out = _allocate(image_offsets, tiles_x, tiles_y, capacity)
     images = image_ids(Records(records, radii, radii, image_offsets, image_offsets)).int()
     size = native.bin_scratch_size(record_capacity=records.shape[0], capacity=capacity, device=records.device.index)
     room, counts = scratch(records, size), image_offsets.new_zeros((2,))
     native.bin_cuda(
         **cuda_arguments(records),
-        **_arguments(out, records, radii, image_offsets, tiles_x, tiles_y, capacity),
+        **_arguments(out, records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capacity),
         scratch=address(room),
         image_ids=address(images),
         counts=address(counts),
@@ -76,27 +78,42 @@ def _cuda(records, radii, image_offsets, tiles_x, tiles_y, capacity):
 
 
 bin_op = define(
-    "bin(Tensor records, Tensor radii, Tensor image_offsets, int tiles_x, int tiles_y, int capacity) "
-    "-> (Tensor, Tensor)",
+    "bin(Tensor records, Tensor radii, Tensor image_offsets, int tiles_x, int tiles_y, int first_tile_row, "
+    "int capacity) -> (Tensor, Tensor)",
     fake=_fake,
     cpu=_cpu,
     cuda=_cuda,
 )
 
 
-def bin(projected: Records, width: int, height: int, *, capacity: int | None = None) -> Tiles:
+def bin(
+    projected: Records,
+    width: int,
+    height: int,
+    *,
+    tile_rows: tuple[int, int] | None = None,
+    capacity: int | None = None,
+) -> Tiles:
     """Lists the records of each tile.
 
-    ``capacity`` is the number of (tile, record) pairs to make room for at first; with too little room the
-    stage runs a second time, and the lists are the same for every value.
+    ``tile_rows`` are the first row of tiles and the one behind the last; without them all rows are listed. The
+    lists of a band of rows are those of the whole, numbered from the band's first tile on. ``capacity`` is the
+    number of (tile, record) pairs to make room for at first; with too little room the stage runs a second time, and
+    the lists are the same for every value.
+
+    Raises: ValueError for rows that the image does not have.
     """
     tiles_x, tiles_y = tile_grid(width, height)
+    first, end = tile_rows or (0, tiles_y)
+    if not 0 <= first <= end <= tiles_y:
+        raise ValueError(f"tile_rows must lie within 0 and {tiles_y} and not descend, got {tile_rows}")
     if capacity is None:
         free = _FREE_CAPACITY if projected.records.device.type == "cpu" else 0
         capacity = max(free, 4 * projected.records.shape[0])
 
     def run(room: int) -> Tiles:
-        return Tiles(*bin_op(projected.records, projected.radii, projected.image_offsets, tiles_x, tiles_y, room))
+        tensors = projected.records, projected.radii, projected.image_offsets
+        return Tiles(*bin_op(*tensors, tiles_x, end - first, first, room))
 
     out = run(capacity)
     n = int(out.tile_offsets[-1])
