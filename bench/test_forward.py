@@ -111,7 +111,7 @@ def _measure(
         assert agreement >= MIN_PSNR, f"{backend} is {agreement:.1f} dB from {against}: not worth timing"
     del drawn
 
-    if first < 1.0:  # a first call may have loaded or learnt something
+    if first < 1.0 or device == "cuda":  # a first call may have loaded or learnt something
         first = seconds(call, device)
     warmups, rounds = rounds_for(first, device, max_rounds)
     peak = peak_mib(call, device) if first < 3.0 else None
