@@ -326,4 +326,7 @@ def _pixels(feature_maps: Tensor, dtype: torch.dtype) -> Tensor:
     """[..., C, h, w] -> [..., h, w, C] at an address that 16-byte loads may use."""
     if math.prod(feature_maps.shape[-3:]) >= 1 << 31:
         raise ValueError(f"feature_maps must have fewer than 2^31 numbers each, got {list(feature_maps.shape)}")
-    return aligned(feature_maps.detach().movedim(-3, -1).to(dtype).contiguous())
+    pixels = feature_maps.detach().movedim(-3, -1)
+    if pixels.dtype != dtype or not pixels.is_contiguous():  # asked first: eight times in a batch of eight
+        pixels = pixels.to(dtype).contiguous()
+    return aligned(pixels)

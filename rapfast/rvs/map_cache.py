@@ -212,7 +212,7 @@ class FeatureMapCache:
             self._modules = net, list(net.modules())
         weights = [w for module in self._modules[1] for w in module._parameters.values() if w is not None]
         backends = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_num_threads()
-        state = (*backends, *((w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights))
+        state = (*backends, [w.data_ptr() for w in weights], [-1 if w.is_inference() else w._version for w in weights])
         if self._maker is None or self._maker[0] != state:
             if self._maker is not None:
                 self.clear()
