@@ -18,6 +18,7 @@ from appearance_scenes import HEIGHT, WIDTH, make_appearance
 import rapfast
 from rapfast import Scene
 from rapfast.appearance import ColorNet, FeatureMapNet, RapScene
+from rapfast.rvs import RandomViewSynthesizer
 
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "bench" / "appearance.py").is_file():
@@ -137,6 +138,34 @@ def test_the_judge_hears_one_weight_for_all_views() -> None:
     assert measure.psnr(right, truth) >= test_appearance.MIN_PSNR["fp32"]
     assert measure.psnr(drawn[:1], truth[:1]) >= test_appearance.MIN_PSNR["fp32"]
     assert measure.psnr(drawn, truth) < test_appearance.MIN_PSNR["fp16"]
+
+
+def test_the_whole_loop_is_the_synthesizers_and_makes_its_maps_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = appearance.workload(appearance.REDUCED[0], "cpu")
+    made: list[int] = []
+    calls: list[int] = []
+    make, render = RapScene.feature_maps, RandomViewSynthesizer.render
+
+    def counted(self: RapScene, images: Any, **options: Any) -> Any:
+        made.append(len(images))
+        return make(self, images, **options)
+
+    def watched(self: RandomViewSynthesizer, poses: Any, *rest: Any) -> Any:
+        calls.append(len(poses))
+        return render(self, poses, *rest)
+
+    with torch.no_grad():
+        maps = work.maps("rapfast", 2)
+        monkeypatch.setattr(RapScene, "feature_maps", counted)
+        monkeypatch.setattr(RandomViewSynthesizer, "render", watched)
+        anew = appearance.renderer(work, "rap-loop", 1, "rapfast")
+        pictures = [anew() for _ in range(3)]
+        assert sum(made) == 3 * len(work.images) == 3 * 2
+        there = appearance.renderer(work, "rap-loop", 1, "rapfast-maps")
+        pictures += [there(), appearance.renderer(work, "rap-loop", 2, "rapfast")()]
+        assert sum(made) == 4 * 2
+    assert calls == [2] * 5
+    assert all(torch.equal(other, pictures[0]) for other in pictures) and maps.shape[0] == 2
 
 
 def test_cases_are_those_of_the_targets() -> None:
