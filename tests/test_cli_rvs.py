@@ -20,7 +20,7 @@ from PIL import Image
 
 from rapfast import Cameras, PostProcess, load_rap, procedural
 from rapfast.media import read_image, write_png
-from rapfast.rvs import PoseSampler
+from rapfast.rvs import FarFrom, PoseSampler, lens_grid
 from rapfast.rvs.brisque import Brisque
 
 VIEWS = 9
@@ -208,6 +208,114 @@ def test_brisque_takes_the_first_below_the_threshold_or_the_best(demo, tmp_path)
     middle = sorted(view["brisque"] for view in hard)[1] + 1e-9
     for view in verdicts("middle", brisque=middle, attempts=3):
         assert (view["brisque"] < middle) == (hard[view["index"]]["brisque"] < middle)
+
+
+def own_generator(index: int) -> np.random.RandomState:
+    """Of view `index` under seed 5, behind its reference image and its weight."""
+    rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((5, index))))
+    rng.randint(3), rng.uniform(0, 2)
+    return rng
+
+
+def given_poses(demo) -> np.ndarray:
+    return torch.linalg.inv(Cameras.from_file(demo / "cameras.json").viewmats.double())[:, :3].numpy()
+
+
+def poses_of(folder) -> np.ndarray:
+    return np.array([view["pose"] for view in manifest(folder)["views"]])
+
+
+def test_lens_places_views_on_a_grid(demo, tmp_path, capsys):
+    out = tmp_path / "grown"
+    options = {"sampler": "lens", "step": 0.5, "d_max": 0.3, "distance": 0.9, "angle": 4, "views": 5}
+    assert run(*command(demo, out, **options)) == 0
+    given = given_poses(demo)
+    grid = lens_grid(given, 0.5, margin=0.3, max_distance=0.9)
+    assert f"the grid has {len(grid)} points" in capsys.readouterr().out and len(grid) > 5
+    options["views"] = len(grid) + 2
+    assert run(*command(demo, out, **options)) == 0
+    assert run(*command(demo, tmp_path / "whole", **options, batch=3)) == 0
+    assert content(out) == content(tmp_path / "whole")
+    got, names = poses_of(out), Cameras.from_file(demo / "cameras.json").names
+    order = [int(np.abs(grid[:, :, 3] - pose[:, 3]).max(1).argmin()) for pose in got]
+    assert sorted(order[: len(grid)]) == list(range(len(grid))) != order[: len(grid)] and order[-2:] == order[:2]
+    for i, view in enumerate(manifest(out)["views"]):
+        point = grid[order[i]]
+        nearest = np.linalg.norm(given[:, :, 3] - point[:, 3], axis=1).argmin()
+        assert view["around"] == names[nearest] and np.array_equal(point[:, :3], given[nearest, :, :3])
+        want = PoseSampler(0.0, 4.0).sample(point[None], own_generator(i))[0]
+        assert np.array_equal(got[i][:, :3], want[:, :3]) and np.array_equal(got[i][:, 3], point[:, 3])
+    settings = manifest(out)["settings"]
+    assert {name: settings[name] for name in options if name != "views"} == {
+        name: value for name, value in options.items() if name != "views"
+    }
+    assert "--step 0.5" in " ".join(manifest(out)["command"])
+    text = fails(capsys, *command(demo, out, **options | {"step": 0.4}))
+    assert "step was 0.5 and is 0.4" in text
+    other = tmp_path / "other"
+    assert run(*command(demo, other, **options | {"views": 5, "seed": 6})) == 0
+    assert not np.array_equal(poses_of(other)[:, :, 3], got[:5, :, 3])
+
+
+@pytest.mark.parametrize("minima", [{"min_distance": 0.5}, {"min_distance": 0.6, "min_angle": 12}])
+def test_poses_keep_away_from_the_validation_poses(demo, whole, tmp_path, capsys, minima):
+    given, out = given_poses(demo), tmp_path / "away"
+    options = minima | {"validation_poses": demo / "cameras.json"}
+    assert run(*command(demo, out, views=6, **options)) == 0
+    far = FarFrom(given, **minima)
+    got, drawn = poses_of(out), 0
+    assert far(got).all() and not far(poses_of(whole)[:6]).all()
+    for i, pose in enumerate(got):
+        rng = own_generator(i)
+        while True:
+            want, drawn = PoseSampler(0.2, 10.0).sample(given[i % 3][None], rng), drawn + 1
+            if far(want).all():
+                break
+        assert np.array_equal(pose, want[0])
+    assert drawn > len(got)
+    settings = manifest(out)["settings"]
+    assert [settings.get(name) for name in ("min_distance", "min_angle")] == [
+        minima.get(name) for name in ("min_distance", "min_angle")
+    ]
+    words = fails(capsys, *command(demo, out, views=6, **options | {"min_distance": 0.1}))
+    assert f"min_distance was {minima['min_distance']} and is 0.1" in words
+    few = json.loads((demo / "cameras.json").read_text())[:2]
+    (tmp_path / "few.json").write_text(json.dumps(few))
+    words = fails(capsys, *command(demo, out, views=6, **options | {"validation_poses": tmp_path / "few.json"}))
+    assert "validation_poses was" in words
+    # The same poses in another file are the same; the set is whole already.
+    shutil.copy(demo / "cameras.json", tmp_path / "same.json")
+    before = (out / "view_000003.png").read_bytes()
+    assert run(*command(demo, out, views=6, **options | {"validation_poses": tmp_path / "same.json"})) == 0
+    assert "6 of 6 views are there already" in capsys.readouterr().out
+    assert (out / "view_000003.png").read_bytes() == before
+
+
+def test_every_pose_that_brisque_judges_is_far_enough(demo, tmp_path):
+    options = {"validation_poses": demo / "cameras.json", "min_distance": 0.5, "brisque": -1000, "attempts": 3}
+    assert run(*command(demo, tmp_path / "o", views=3, **options)) == 0
+    given = given_poses(demo)
+    far = FarFrom(given, 0.5)
+    for i, view in enumerate(manifest(tmp_path / "o")["views"]):
+        rng, accepted = own_generator(i), []
+        while len(accepted) < 3:
+            pose = PoseSampler(0.2, 10.0).sample(given[i % 3][None], rng)
+            accepted += [pose[0]] if far(pose).all() else []
+        assert np.array_equal(view["pose"], accepted[view["attempt"]])
+
+
+def test_what_no_pose_can_keep_is_a_sentence(demo, tmp_path, capsys):
+    options = {"validation_poses": demo / "cameras.json", "min_distance": 5}
+    words = fails(capsys, *command(demo, tmp_path / "o", **options))
+    assert "view 0: 1000 poses were drawn around 'a/0001.jpg', and none is far enough" in words
+    assert "lower --min-distance" in words
+    words = fails(capsys, *command(demo, tmp_path / "p", sampler="lens", step=0.5, **options))
+    assert "--sampler lens: no point of the grid is far enough from the validation poses" in words
+    words = fails(capsys, *command(demo, tmp_path / "p", sampler="lens", step=50, distance=0, d_max=1))
+    assert "--sampler lens: no point of the grid is within --distance of a given pose" in words
+    words = fails(capsys, *command(demo, tmp_path / "p", sampler="lens", step=1e-7))
+    assert "--sampler lens: step 1e-07 makes a grid of" in words
+    assert not (tmp_path / "p").exists()
 
 
 # References ----------------------------------------------------------------------------------------------------------
@@ -447,6 +555,15 @@ def test_wrong_options_are_one_sentence(demo, tmp_path, capsys):
         ({"distance": -1}, "--distance must be a number >= 0"),
         ({"angle": "nan"}, "--angle must be a number >= 0"),
         ({"d_max": "inf"}, "--d-max must be a number >= 0"),
+        ({"min_distance": -1}, "--min-distance must be a number >= 0"),
+        ({"min_angle": 181}, "--min-angle must be within 0..180 degrees"),
+        ({"min_angle": 3}, "--min-angle needs --validation-poses"),
+        ({"min_distance": 0.1}, "--min-distance needs --validation-poses"),
+        ({"validation_poses": demo / "cameras.json"}, "--validation-poses needs --min-distance, --min-angle or both"),
+        ({"validation_poses": tmp_path / "no", "min_angle": 3}, "--validation-poses: there is no file or folder"),
+        ({"sampler": "lens"}, "--sampler lens needs --step"),
+        ({"step": 0.5}, "--step is for --sampler lens, got --sampler default"),
+        ({"sampler": "lens", "step": 0}, "--step must be a number > 0"),
         ({"weights": (2, 0)}, "--weights must be two finite numbers, low <= high"),
         ({"size": "big"}, "--size must be WIDTHxHEIGHT"),
         ({"resize": "0x3"}, "--resize must be WIDTHxHEIGHT"),

@@ -20,6 +20,7 @@ import tyro
 from ..appearance import RapScene, load_rap
 from ..cameras import Cameras
 from ..rvs.brisque import MIN_SIZE
+from ..rvs.filters import FarFrom, TurnsInPlace
 from ..rvs.hashes import fingerprint, scene_fingerprint, software
 from ..rvs.poses import PoseSampler, bounding_box, weight_range
 from .common import Command, parse_device, parse_size
@@ -27,9 +28,10 @@ from .output import BackgroundWriter
 from .progress import Progress
 from .rvs_folder import SetFolder
 from .rvs_references import References, find_references
-from .rvs_views import RandomViews, camera_to_world
+from .rvs_views import Positions, RandomViews, camera_to_world, given_positions, grid_positions
 
 KINDS = {"default": "default", "xz": "xz_plane", "uniform": "uniform_sphere", "sphere": "uniform_sphere"}
+DISTANCE = 0.2
 
 _ELSEWHERE = ("out", "batch", "cache", "refresh", "device", "overwrite", "debug")
 """Options that decide where and how, not what: the manifest leaves them out."""
@@ -54,12 +56,17 @@ class Rvs(Command):
     rapfast rvs MODEL --poses transforms.json --views 1000 --brisque 40 --resize 427x240 --out out
       of up to 8 poses for a view, the first whose picture scores below 40, else the best.
 
+    rapfast rvs MODEL --poses train.json --views 4000 --sampler lens --step 0.25 --d-max 0.5 --out out
+    --validation-poses test.json --min-distance 0.1 --min-angle 5
+      poses on a grid through the space of the given ones, none of them nearly a validation pose.
+
     Interrupted, even killed, and given again, the command goes on where it was; the set is in the end the same to the
     last byte, on one machine with one version. More --views extend a set. A picture that is not what was written any
     more is rendered again. Only one process at a time may write to a folder.
 
-    View i is drawn by a generator of its own, seeded by --seed and i, around pose i modulo their number. For the draws
-    of RAP's training loop, number by number, use rapfast.rvs from Python.
+    View i is drawn by a generator of its own, seeded by --seed and i, around pose i (of the grid: the i-th in an order
+    drawn by --seed) modulo their number. For the draws of RAP's training loop, number by number, use rapfast.rvs from
+    Python.
     """
 
     model: Annotated[Path, tyro.conf.arg(metavar="MODEL"), tyro.conf.Positional]
@@ -86,17 +93,31 @@ class Rvs(Command):
     batch: int = 8
     """Views rendered in one call; changes no pixel."""
 
-    sampler: Literal["default", "xz", "uniform", "sphere"] = "default"
-    """RAP's: three angles and a move; in the xz plane; an angle about any axis and a move in a ball (both names)."""
+    sampler: Literal["default", "xz", "uniform", "sphere", "lens"] = "default"
+    """RAP's: three angles and a move; in the xz plane; an angle about any axis and a move in a ball (both names). Or
+    lens: on a regular grid through the box of the given poses, each turned from the nearest one's direction."""
 
-    distance: Annotated[float, tyro.conf.arg(metavar="X")] = 0.2
-    """Range of the moves, in scene units (metres)."""
+    step: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
+    """With --sampler lens: from one point of the grid to the next, in scene units (metres)."""
+
+    distance: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Range of the moves, in scene units (metres); default: 0.2. With --sampler lens the farthest that a point of the
+    grid may be from the nearest given pose; default: any."""
 
     angle: Annotated[float, tyro.conf.arg(metavar="A")] = 10.0
     """Range of the turns, in degrees."""
 
     d_max: Annotated[float | None, tyro.conf.arg(metavar="D")] = None
-    """Keep centres within the box around the given poses, grown by this."""
+    """Keep centres within the box around the given poses, grown by this; with --sampler lens the grid fills it."""
+
+    validation_poses: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Poses to keep away from, as --poses: those that the training is judged by."""
+
+    min_distance: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Draw a pose again that is nearer to a validation pose than this, in scene units (metres)."""
+
+    min_angle: Annotated[float | None, tyro.conf.arg(metavar="A")] = None
+    """The same in degrees. With both, a pose is drawn again if it is nearer in both."""
 
     weights: Annotated[tuple[float, float], tyro.conf.arg(metavar="LOW HIGH")] = (0.0, 2.0)
     """Range of the weight of the appearance; 1 1 for the reference image's light as it is."""
@@ -146,10 +167,12 @@ class Rvs(Command):
         references = find_references(
             self.reference, cameras.names, self.model, scene.config, self.poses, reference_size
         )
-        sampler = self._sampler(cameras)
-        settings = self._settings(scene, cameras, references, sampler, resize, device)
+        keep = self._keep()
+        positions, sampler = self._positions(cameras, keep), self._sampler(cameras)
+        settings = self._settings(scene, cameras, references, keep, resize, device)
         views = RandomViews(
-            scene.to(device), cameras, references, sampler, saved_size=resize or (cameras.width, cameras.height),
+            scene.to(device), cameras, references, positions, sampler, keep=keep,
+            saved_size=resize or (cameras.width, cameras.height),
             seed=self.seed, weights=self.weights, batch=self.batch, precision=self.precision,
             brisque=None if self.brisque is None else (self.brisque, self.attempts),
         )  # fmt: skip
@@ -206,22 +229,54 @@ class Rvs(Command):
             raise ValueError(f"--seed must be within 0..2^64 - 1, got {self.seed}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"--quality must be within 1..100, got {self.quality}")
-        for name in ("distance", "angle", "d_max"):
+        for name in ("distance", "angle", "d_max", "min_distance"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be a number >= 0, got {value:g}")
+        if self.step is not None and not 0 < self.step < math.inf:
+            raise ValueError(f"--step must be a number > 0, got {self.step:g}")
+        if (self.sampler == "lens") != (self.step is not None):
+            raise ValueError(
+                "--sampler lens needs --step, the distance between the grid's points"
+                if self.step is None
+                else f"--step is for --sampler lens, got --sampler {self.sampler}"
+            )
+        if self.min_angle is not None and not 0 <= self.min_angle <= 180:
+            raise ValueError(f"--min-angle must be within 0..180 degrees, got {self.min_angle:g}")
+        minima = self.min_distance, self.min_angle
+        if self.validation_poses is None and minima != (None, None):
+            name = "--min-angle" if self.min_distance is None else "--min-distance"
+            raise ValueError(f"{name} needs --validation-poses, the poses to keep away from")
+        if self.validation_poses is not None and minima == (None, None):
+            raise ValueError("--validation-poses needs --min-distance, --min-angle or both")
         if self.brisque is not None and not math.isfinite(self.brisque):
             raise ValueError(f"--brisque must be a finite score, got {self.brisque:g}")
         weight_range("--weights", self.weights)
         texts = (("--size", self.size), ("--resize", self.resize), ("--reference-size", self.reference_size))
         return tuple(parse_size(text, option) if text else None for option, text in texts)
 
-    def _sampler(self, cameras: Cameras) -> PoseSampler:
+    def _keep(self) -> FarFrom | None:
+        if self.validation_poses is None:
+            return None
+        others = _all_poses("--validation-poses", self.validation_poses)
+        return FarFrom(others, self.min_distance, self.min_angle)
+
+    def _positions(self, cameras: Cameras, keep: FarFrom | None) -> Positions:
+        if self.sampler != "lens":
+            return given_positions(cameras)
+        farthest = math.inf if self.distance is None else self.distance
+        positions = grid_positions(cameras, self.step, self.d_max or 0.0, farthest, keep, self.seed)
+        print(f"the grid has {len(positions.poses)} points")
+        return positions
+
+    def _sampler(self, cameras: Cameras) -> PoseSampler | TurnsInPlace:
+        if self.sampler == "lens":
+            return TurnsInPlace(self.angle)
         box = None if self.d_max is None else bounding_box(camera_to_world(cameras), self.d_max)
-        return PoseSampler(self.distance, self.angle, KINDS[self.sampler], box)
+        return PoseSampler(DISTANCE if self.distance is None else self.distance, self.angle, KINDS[self.sampler], box)
 
     def _settings(
-        self, scene: RapScene, cameras: Cameras, references: References, sampler: PoseSampler,
+        self, scene: RapScene, cameras: Cameras, references: References, keep: FarFrom | None,
         resize: tuple[int, int] | None, device: torch.device,
     ) -> dict[str, Any]:  # fmt: skip
         """All that decides the pictures, for the folder to compare."""
@@ -236,10 +291,14 @@ class Rvs(Command):
             "references": fingerprint(references.names, references.fingerprints, references.of_pose or []),
             "reference_size": references.size,
             "seed": self.seed,
-            "sampler": sampler.kind,
-            "distance": sampler.translation,
-            "angle": sampler.rotation,
+            "sampler": KINDS.get(self.sampler, self.sampler),
+            "distance": DISTANCE if self.distance is None and self.sampler != "lens" else self.distance,
+            "angle": self.angle,
             "d_max": self.d_max,
+            "step": self.step,
+            "validation_poses": None if keep is None else fingerprint(torch.from_numpy(keep.others)),
+            "min_distance": self.min_distance,
+            "min_angle": self.min_angle,
             "weights": list(self.weights),
             "size": [cameras.width, cameras.height],
             "resize": resize,
@@ -274,13 +333,24 @@ class Rvs(Command):
         return words
 
 
-def _cameras(path: Path, size: tuple[int, int] | None) -> Cameras:
-    """All poses of a file or folder, in its order, at one image size."""
+def _groups(option: str, path: Path) -> list[Cameras]:
+    """The cameras of a file or folder, those of an image size together."""
     if not path.exists():
-        raise FileNotFoundError(f"--poses: there is no file or folder {str(path)!r}")
+        raise FileNotFoundError(f"{option}: there is no file or folder {str(path)!r}")
     groups = [group for group in Cameras.groups(path) if len(group)]
     if not groups:
         raise ValueError(f"{path}: holds no cameras")
+    return groups
+
+
+def _all_poses(option: str, path: Path) -> np.ndarray:
+    """[V, 3, 4] of a file or folder, of images of any size."""
+    return np.concatenate([camera_to_world(group) for group in _groups(option, path)])
+
+
+def _cameras(path: Path, size: tuple[int, int] | None) -> Cameras:
+    """All poses of a file or folder, in its order, at one image size."""
+    groups = _groups("--poses", path)
     if size is None and len(groups) > 1:
         sizes = ", ".join(f"{group.width}x{group.height}" for group in groups[:5])
         raise ValueError(f"{path}: images differ in size ({sizes}): give --size WxH to render all at one")

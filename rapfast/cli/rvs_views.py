@@ -16,6 +16,7 @@ from ..appearance import RapScene
 from ..cameras import Cameras
 from ..postprocess import PostProcess
 from ..rvs.brisque import Brisque
+from ..rvs.filters import FarFrom, TurnsInPlace, lens_grid, nearest_centre
 from ..rvs.map_cache import FeatureMapCache
 from ..rvs.poses import PoseSampler, world_to_camera
 from ..rvs.view_cache import ViewCache, view_keys, view_settings
@@ -23,34 +24,88 @@ from .rvs_references import References
 
 
 class Draw(NamedTuple):
-    """What is drawn for one view before its pose: the given pose it is drawn around, its reference image, its weight,
-    and the generator that its poses come from."""
+    """What is drawn for one view before its pose.
 
+    Attributes:
+        index: the view's number. position: what it is drawn around. around: the given pose of that.
+        reference: its reference image. weight: its own. rng: the generator that its poses come from.
+    """
+
+    index: int
+    position: int
     around: int
     reference: int
     weight: float
     rng: np.random.RandomState
 
 
+MAX_DRAWS = 1000
+"""Poses drawn for one picture before it is given up that one is far enough from the validation poses."""
+
+
+class Positions(NamedTuple):
+    """P poses to draw around, view i around number i modulo P.
+
+    Attributes:
+        poses: [P, 3, 4] float64 camera-to-world.
+        given: [P] the given pose that each belongs to, whose intrinsics and image it takes.
+    """
+
+    poses: np.ndarray
+    given: np.ndarray
+
+
+def given_positions(cameras: Cameras) -> Positions:
+    """The given poses themselves."""
+    return Positions(camera_to_world(cameras), np.arange(len(cameras)))
+
+
+def grid_positions(
+    cameras: Cameras, step: float, margin: float, max_distance: float, keep: FarFrom | None, seed: int
+) -> Positions:
+    """A grid's points, see `lens_grid`, in an order drawn by the seed: a part of them is spread over all.
+
+    Raises:
+        ValueError: there is none, or there are too many.
+    """
+    given = camera_to_world(cameras)
+    try:
+        grid = lens_grid(given, step, margin=margin, max_distance=max_distance)
+    except ValueError as error:
+        raise ValueError(f"--sampler lens: {error}") from None
+    n_all = len(grid)
+    if keep is not None:
+        grid = grid[keep(grid)]
+    if not len(grid):
+        why = "within --distance of a given pose" if not n_all else "far enough from the validation poses"
+        raise ValueError(f"--sampler lens: no point of the grid is {why}")
+    rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed, 0, 1))))
+    grid = grid[rng.permutation(len(grid))]
+    return Positions(grid, nearest_centre(grid[:, :, 3], given[:, :, 3])[0])
+
+
 class RandomViews:
     """Views by their number.
 
     Args:
-        scene: on the device to render on. cameras: M poses to draw around, and the size to render at.
+        scene: on the device to render on. cameras: M given poses, and the size to render at.
+        positions: to draw around. sampler: draws around them. keep: refuses poses, which are drawn again.
         saved_size: (width, height) of the pictures.
         seed, weights: of the draws. brisque: a threshold and a number of attempts, or None.
         batch: views in one call; halved where memory does not suffice.
     """
 
     def __init__(
-        self, scene: RapScene, cameras: Cameras, references: References, sampler: PoseSampler, *,
+        self, scene: RapScene, cameras: Cameras, references: References, positions: Positions,
+        sampler: PoseSampler | TurnsInPlace, *, keep: FarFrom | None = None,
         saved_size: tuple[int, int], seed: int, weights: tuple[float, float], brisque: tuple[float, int] | None,
         batch: int, precision: str | None,
     ) -> None:  # fmt: skip
         self.batch = batch
         self._scene, self._cameras, self._references, self._sampler = scene, cameras, references, sampler
         self._seed, self._weights, self._precision = seed, weights, precision
-        self._poses, self._Ks = camera_to_world(cameras), cameras.Ks.double().numpy()
+        self._positions, self._keep = positions, keep
+        self._Ks = cameras.Ks.double().numpy()
         size = None if saved_size == (cameras.width, cameras.height) else saved_size[::-1]
         self._post, self._unclamped = PostProcess(size=size, dtype=torch.uint8), PostProcess(size=size)
         scale = np.array([saved_size[0] / cameras.width, saved_size[1] / cameras.height, 1.0])
@@ -88,9 +143,10 @@ class RandomViews:
     def draw(self, index: int) -> Draw:
         """By a generator seeded by the pair (seed, index)."""
         rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((self._seed, index))))
-        around, own = index % len(self._poses), self._references.of_pose
+        position, own = index % len(self._positions.poses), self._references.of_pose
+        around = int(self._positions.given[position])
         reference = rng.randint(len(self._references.names)) if own is None else own[around]
-        return Draw(around, int(reference), float(rng.uniform(*self._weights)), rng)
+        return Draw(index, position, around, int(reference), float(rng.uniform(*self._weights)), rng)
 
     def render(self, indices: Sequence[int]) -> list[tuple[np.ndarray, dict[str, Any]]]:
         """Of each view its picture, uint8 [H, W, 3], and what the manifest says of it."""
@@ -119,20 +175,36 @@ class RandomViews:
         ]
 
     def _entry(self, drawn: Draw, pose: np.ndarray) -> dict[str, Any]:
-        names = self._cameras.names
         return {
             "pose": pose.tolist(),
             "K": self._saved_Ks[drawn.around].tolist(),
             "weight": drawn.weight,
             "reference": self._references.names[drawn.reference],
             "reference_blake2b": self._references.fingerprints[drawn.reference],
-            "around": drawn.around if names is None else names[drawn.around],
+            "around": self._entry_name(drawn),
         }
 
+    def _entry_name(self, drawn: Draw) -> int | str:
+        """Of the given pose."""
+        names = self._cameras.names
+        return drawn.around if names is None else names[drawn.around]
+
     def _drawn_poses(self, drawn: Sequence[Draw]) -> np.ndarray:
-        """The next pose of each view's generator, [C, 3, 4]."""
-        numbers = np.concatenate([self._sampler.draw(1, d.rng)[0] for d in drawn])
-        return self._sampler.apply(self._poses[[d.around for d in drawn]], numbers)
+        """The next pose of each view's generator that is not refused, [C, 3, 4]."""
+        poses = np.zeros((len(drawn), 3, 4))
+        left = np.arange(len(drawn))
+        for _ in range(MAX_DRAWS):
+            numbers = np.concatenate([self._sampler.draw(1, drawn[i].rng)[0] for i in left])
+            poses[left] = self._sampler.apply(self._positions.poses[[drawn[i].position for i in left]], numbers)
+            if self._keep is not None:
+                left = left[~self._keep(poses[left])]
+            if self._keep is None or not len(left):
+                return poses
+        view = drawn[left[0]]
+        raise ValueError(
+            f"view {view.index}: {MAX_DRAWS} poses were drawn around {self._entry_name(view)!r}, and none is far "
+            "enough from the validation poses: lower --min-distance or --min-angle, or raise --distance or --angle"
+        )
 
     def _best_poses(self, drawn: Sequence[Draw]) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Of up to K poses of each view the first whose picture at weight 1 scores below the threshold, else the best

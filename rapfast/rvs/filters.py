@@ -182,7 +182,7 @@ def lens_grid(
     most = _check.number("max_distance", max_distance, least, math.inf, "a number of metres >= min_distance")
     if not isinstance(rng, torch.Generator):
         generator(rng)
-    turns = PoseSampler(0.0, rotation)
+    turns = TurnsInPlace(rotation)
     # A millionth of a step is forgiven, so that a box of three steps holds four points however it was rounded.
     counts = np.floor((high - low) / steps + 1e-6) + 1.0
     if counts.prod() > MAX_GRID:
@@ -191,26 +191,58 @@ def lens_grid(
     first = (low + high) / 2.0 - steps * (counts - 1.0) / 2.0
     axes = [first[i] + steps[i] * np.arange(int(counts[i])) for i in range(3)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    nearest, distance = _nearest(points, training[:, :, 3])
+    nearest, distance = nearest_centre(points, training[:, :, 3])
     chosen = (distance >= least) & (distance <= most)
     rotations = training[nearest[chosen], :, :3]
     grid = np.zeros((len(rotations), 3, 4))
     grid[:, :, :3] = rotations
-    if turns.rotation and isinstance(rng, torch.Generator):
-        angles = turns.rotation * (
-            2.0 * torch.rand(len(grid), 3, generator=rng, device=rng.device, dtype=torch.float64) - 1.0
-        )
-        grid = turns.apply(grid, torch.nn.functional.pad(angles, (0, 3)))
-        grid[:, :, 3] = torch.from_numpy(points[chosen]).to(rng.device)
-        return grid
-    if turns.rotation:
-        angles = generator(rng).uniform(-turns.rotation, turns.rotation, (len(grid), 3))
-        grid = turns.apply(grid, np.pad(angles, ((0, 0), (0, 3))))
     grid[:, :, 3] = points[chosen]
+    if turns.rotation:
+        return turns.sample(grid, rng)
     return torch.from_numpy(grid).to(rng.device) if isinstance(rng, torch.Generator) else grid
 
 
-def _nearest(points: Array, centres: Array) -> tuple[NDArray[np.int64], Array]:
+class TurnsInPlace:
+    """Draws poses with the centres of given ones, turned as by `PoseSampler`'s "default": from the left by
+    Rz(psi) Ry(theta) Rx(phi).
+
+    Args:
+        rotation: a, the range of the three angles U(-a, a) in degrees, finite and >= 0.
+    """
+
+    def __init__(self, rotation: float) -> None:
+        self._turns = PoseSampler(0.0, rotation)
+
+    @property
+    def rotation(self) -> float:
+        return self._turns.rotation
+
+    def draw(self, n: int, rng: Any = None) -> tuple[Any, None]:
+        """[n, 3] theta, phi, psi in degrees, float64; and None, in the place of weights. A tensor for a
+        torch.Generator."""
+        n = _check.integer("n", n, 0, 1 << 40)
+        if isinstance(rng, torch.Generator):
+            part = torch.rand(n, 3, generator=rng, device=rng.device, dtype=torch.float64)
+            return self.rotation * (2.0 * part - 1.0), None
+        return generator(rng).uniform(-self.rotation, self.rotation, (n, 3)), None
+
+    def apply(self, poses: Any, angles: Any) -> Any:
+        """[M,3,4] float64 that `angles` (of `draw`) make of `poses`; a tensor if `angles` is one."""
+        poses = as_poses("poses", poses)
+        if isinstance(angles, Tensor):
+            turned = self._turns.apply(poses, torch.nn.functional.pad(angles, (0, 3)))
+            turned[:, :, 3] = torch.from_numpy(poses[:, :, 3]).to(angles.device)
+        else:
+            turned = self._turns.apply(poses, np.pad(angles, ((0, 0), (0, 3))))
+            turned[:, :, 3] = poses[:, :, 3]
+        return turned
+
+    def sample(self, poses: Any, rng: Any = None) -> Any:
+        """One new pose around each of `poses`, as `PoseSampler.sample`."""
+        return self.apply(poses, self.draw(len(poses), rng)[0])
+
+
+def nearest_centre(points: Array, centres: Array) -> tuple[NDArray[np.int64], Array]:
     """For each of `points` [P,3] the nearest of `centres` [T,3] (the first of equals) and its distance."""
     rows = max(1, PAIRS_AT_ONCE // len(centres))
     index, distance = np.zeros(len(points), dtype=np.int64), np.zeros(len(points))
