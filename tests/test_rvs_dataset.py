@@ -633,15 +633,63 @@ def test_gpu_scene_of_the_cpu(make):
     assert float((rows(got, "image").cpu() - rows(want, "image")).abs().max()) < 1e-3
 
 
-@pytest.mark.cuda
-def test_gpu_another_one(on_gpu):
+@pytest.fixture
+def two_gpus() -> tuple[torch.device, torch.device]:
     if torch.cuda.device_count() < 2:
-        pytest.skip("there is one GPU")
+        pytest.skip(f"needs two CUDA devices, this machine has {torch.cuda.device_count()}")
+    return torch.device("cuda:0"), torch.device("cuda:1")
+
+
+@pytest.mark.cuda
+def test_gpu_another_one(on_gpu, two_gpus):
+    """A copy of the scene on the second GPU renders what the first would, and hands it over there or here."""
+    here, there = two_gpus
     want = plain(on_gpu(), 4)
-    views = on_gpu(where="cuda:1")
-    assert next(iter(views))["image"].device == torch.device("cuda:0")
-    views.epoch = 0
-    assert_same_batches(plain(views, 4), want)
+    assert float(rows(want, "image").std()) > 0.1
+    for more, device in (
+        ({"where": there}, here),
+        ({"where": "cuda:1", "device": "cuda:1", "depth": 5}, there),
+        ({"where": there, "device": "cpu"}, torch.device("cpu")),
+        ({"device": there}, there),
+        ({"where": "process", "device": there}, there),
+    ):
+        views = on_gpu(**more)
+        assert {tensor.device for tensor in next(iter(views)).values()} == {device}, more
+        views.epoch = 0
+        assert_same_batches(plain(views, 4), want)
+    replayed = plain(on_gpu(refresh_every=2), 4)
+    assert_same_batches(plain(on_gpu(refresh_every=2, where=there), 4), replayed)
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.cuda
+def test_gpu_another_one_makes_the_maps_of_images_there(on_gpu, two_gpus, scene, cameras):
+    _, there = two_gpus
+    images = torch.rand(2, 3, 40, 56, device="cuda:0")
+    given = {"images": images, "feature_maps": None}
+    want = plain(on_gpu(**given), 2)
+    assert_same_batches(plain(on_gpu(**given, where=there), 2), want)
+    with RandomViewDataset(scene, cameras, SAMPLER, images=images, map_ids=[0, 1, 1, 0], where=there) as views:
+        assert {tensor.device.type for batch in views for tensor in batch.values()} == {"cpu"}
+
+
+@pytest.mark.cuda
+def test_gpu_another_ones_batches_are_whole_when_read_late(on_gpu, two_gpus):
+    """As above for one GPU: work in front of the consumer's stream, and batches dropped at once."""
+    here, there = two_gpus
+    want = [batch["image"].double().sum() for batch in plain(on_gpu(), 6)]
+    busy = torch.randn(4096, 4096, device=here)
+    stream, sums = torch.cuda.Stream(here), []
+    stream.wait_stream(torch.cuda.current_stream(here))
+    with on_gpu(depth=1, where=there) as views, torch.cuda.stream(stream):
+        for _ in range(6):
+            for batch in views:
+                for _ in range(10):
+                    torch.mm(busy, busy)
+                sums.append(batch["image"].double().sum())
+                del batch
+    stream.synchronize()
+    assert torch.allclose(torch.stack(sums).cpu(), torch.stack(want), rtol=1e-12)
 
 
 # --- the example --------------------------------------------------------------------------------------------------

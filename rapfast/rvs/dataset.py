@@ -250,12 +250,14 @@ class _Running:
 
 @dataclass(frozen=True)
 class _Plan:
-    """V views. poses [V, 3, 4] and weights [V] float64, viewmats [V, 4, 4] float32, cameras [V] whole numbers."""
+    """V views. viewmats [V, 4, 4] and Ks [V, 3, 3] of the scene's dtype, weights [V], references [V] numbers of images;
+    and what batches hold of them, `given`, by its name there."""
 
-    cameras: Tensor
-    poses: Tensor
     viewmats: Tensor
-    weights: Tensor
+    Ks: Tensor
+    weights: list[float]
+    references: list[int]
+    given: Batch
 
 
 @dataclass(eq=False)
@@ -281,6 +283,7 @@ class _Views:
 
     def __post_init__(self) -> None:
         self._placed: RapScene | None = None
+        self._background: Tensor | None = None
         self._made: dict[int, Tensor] = {}
         self._made_bytes = 0
         self._planned: tuple[int, _Plan] | None = None
@@ -320,6 +323,8 @@ class _Views:
         if self._placed is None:
             self._placed = self.scene if self.scene.scene.device == self.device else self.scene.to(self.device)
             self.maps = _moved(self.maps, self.device)
+            if self.background is not None:
+                self._background = torch.tensor(self.background, device=self.device, dtype=self._placed.scene.dtype)
         while True:
             generation, replay = divmod(epoch, self.refresh_every)
             plan = self._plan(generation)
@@ -327,12 +332,8 @@ class _Views:
             if replay:
                 order = torch.randperm(self.n, generator=self._generator(1, epoch))
             for views in order.split(self.batch_size):
-                yield {
-                    "image": self._images(plan, generation, views),
-                    "pose": plan.poses[views].float(),
-                    "weight": plan.weights[views].float(),
-                    "reference": torch.tensor([self.references[k] for k in plan.cameras[views].tolist()]),
-                }
+                images = self._images(plan, generation, views)
+                yield {"image": images} | {name: tensor[views] for name, tensor in plan.given.items()}
             epoch += 1
 
     def _generator(self, use: int, number: int) -> torch.Generator:
@@ -357,7 +358,10 @@ class _Views:
         poses = torch.from_numpy(as_poses("the sampler's poses", draw(around, rng)))
         if len(poses) != self.n:
             raise ValueError(f"the sampler must give one pose for each of {self.n}, got {len(poses)}")
-        return _Plan(cameras, poses, world_to_camera(poses), weights)
+        references = [self.references[k] for k in cameras.tolist()]
+        given = {"pose": poses.float(), "weight": weights.float(), "reference": torch.tensor(references)}
+        Ks = self.cameras.Ks.to(self.scene.scene.dtype)[cameras]
+        return _Plan(world_to_camera(poses).to(Ks.dtype), Ks, weights.tolist(), references, given)
 
     def _images(self, plan: _Plan, generation: int, views: Tensor) -> Tensor:
         if self.refresh_every == 1:
@@ -404,20 +408,22 @@ class _Views:
         return torch.cat(done) if len(done) > 1 else done[0]
 
     def _rendered(self, plan: _Plan, views: Tensor) -> Tensor:
-        scene, cameras = self._placed, plan.cameras[views]
-        references = [self.references[k] for k in cameras.tolist()]
+        references = [plan.references[i] for i in views.tolist()]
         used = sorted(set(references))
-        to = {"device": self.device, "dtype": scene.scene.dtype}
-        backgrounds = None
-        if self.background is not None:
-            backgrounds = torch.tensor(self.background, **to).expand(len(views), 3)
-        images, _, _ = scene.render(
-            plan.viewmats[views].to(**to), self.cameras.Ks[cameras].to(**to), self.cameras.width, self.cameras.height,
+        images, _, _ = self._placed.render(
+            self._sent(plan.viewmats[views]), self._sent(plan.Ks[views]), self.cameras.width, self.cameras.height,
             feature_maps=self._feature_maps(used), map_ids=[used.index(k) for k in references],
-            view_weights=plan.weights[views], backgrounds=backgrounds, postprocess=self.postprocess,
-            precision=self.precision,
+            view_weights=[plan.weights[i] for i in views.tolist()],
+            backgrounds=None if self._background is None else self._background.expand(len(views), 3),
+            postprocess=self.postprocess, precision=self.precision,
         )  # fmt: skip
         return images
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """On the device that renders. A copy from ordinary memory would wait there for the batch before."""
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _feature_maps(self, numbers: list[int]) -> list[Tensor]:
         if self.images is None:
