@@ -116,4 +116,105 @@ RAPFAST_HD Visibility project_gaussian(const View<T>& view, const ProjectOptions
   return Visibility::kVisible;
 }
 
+// Adjoint of covariance. Scales of 0 are no special case: they are factors, never divisors.
+template <typename T>
+RAPFAST_HD void covariance_vjp(const T* q, const T* s, const Sym3<T>& v_cov, T* v_q /* [4] */,
+                               T* v_s /* [3] */) {
+  const T one[3] = {T(1), T(1), T(1)};
+  const Mat3<T> rotation = scaled_rotation(q, one);
+  const T* r = rotation.m;
+  T v_r[9];  // of the rotation
+  for (int k = 0; k < 3; ++k) {
+    // M = R S and cov = M M^T, so v_M = (V + V^T) M.
+    const T m0 = r[k] * s[k], m1 = r[3 + k] * s[k], m2 = r[6 + k] * s[k];
+    const T v0 = T(2) * v_cov.xx * m0 + v_cov.xy * m1 + v_cov.xz * m2;
+    const T v1 = v_cov.xy * m0 + T(2) * v_cov.yy * m1 + v_cov.yz * m2;
+    const T v2 = v_cov.xz * m0 + v_cov.yz * m1 + T(2) * v_cov.zz * m2;
+    v_s[k] += v0 * r[k] + v1 * r[3 + k] + v2 * r[6 + k];
+    v_r[k] = v0 * s[k];
+    v_r[3 + k] = v1 * s[k];
+    v_r[6 + k] = v2 * s[k];
+  }
+  const T inv_norm = T(1) / sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]);
+  const T w = q[0] * inv_norm, x = q[1] * inv_norm, y = q[2] * inv_norm, z = q[3] * inv_norm;
+  const T v_w = T(2) * (x * (v_r[7] - v_r[5]) + y * (v_r[2] - v_r[6]) + z * (v_r[3] - v_r[1]));
+  const T v_x = T(2) * (w * (v_r[7] - v_r[5]) + y * (v_r[1] + v_r[3]) + z * (v_r[2] + v_r[6]) -
+                        T(2) * x * (v_r[4] + v_r[8]));
+  const T v_y = T(2) * (w * (v_r[2] - v_r[6]) + x * (v_r[1] + v_r[3]) + z * (v_r[5] + v_r[7]) -
+                        T(2) * y * (v_r[0] + v_r[8]));
+  const T v_z = T(2) * (w * (v_r[3] - v_r[1]) + x * (v_r[2] + v_r[6]) + y * (v_r[5] + v_r[7]) -
+                        T(2) * z * (v_r[0] + v_r[4]));
+  // The length of q does not matter, so its gradient is tangent to the sphere.
+  const T radial = w * v_w + x * v_x + y * v_y + z * v_z;
+  v_q[0] += (v_w - w * radial) * inv_norm;
+  v_q[1] += (v_x - x * radial) * inv_norm;
+  v_q[2] += (v_y - y * radial) * inv_norm;
+  v_q[3] += (v_z - z * radial) * inv_norm;
+}
+
+template <typename T>
+RAPFAST_HD void row_times_vjp(const Vec3<T>& j, const Mat3<T>& R, const Vec3<T>& v_out, Vec3<T>& v_j,
+                              Mat3<T>& v_R) {
+  const T* m = R.m;
+  v_j.x += m[0] * v_out.x + m[1] * v_out.y + m[2] * v_out.z;
+  v_j.y += m[3] * v_out.x + m[4] * v_out.y + m[5] * v_out.z;
+  v_j.z += m[6] * v_out.x + m[7] * v_out.y + m[8] * v_out.z;
+  T* v_m = v_R.m;
+  v_m[0] += j.x * v_out.x;
+  v_m[1] += j.x * v_out.y;
+  v_m[2] += j.x * v_out.z;
+  v_m[3] += j.y * v_out.x;
+  v_m[4] += j.y * v_out.y;
+  v_m[5] += j.y * v_out.z;
+  v_m[6] += j.z * v_out.x;
+  v_m[7] += j.z * v_out.y;
+  v_m[8] += j.z * v_out.z;
+}
+
+// Adjoint of project_gaussian for a Gaussian that it found visible; `v_record` is the gradient of its
+// record. Adds to the gradients of its arguments.
+template <typename T>
+RAPFAST_HD void project_gaussian_vjp(const View<T>& view, CameraModel camera_model, bool antialiased,
+                                     T eps2d, const Vec3<T>& mean_c, const Sym3<T>& cov, T opacity,
+                                     const Record<T>& v_record, Vec3<T>& v_mean_c, Sym3<T>& v_cov,
+                                     T& v_opacity, ViewGrad<T>& v_view) {
+  const Projection2d<T> p = project_point(camera_model, view, mean_c);
+  const Vec3<T> mx = row_times(p.jx, view.R);
+  const Vec3<T> my = row_times(p.jy, view.R);
+  const Sym2<T> sharp = {bilinear_form(cov, mx, mx), bilinear_form(cov, mx, my),
+                         bilinear_form(cov, my, my)};
+  const Sym2<T> blurred = {sharp.xx + eps2d, sharp.xy, sharp.yy + eps2d};
+  const T det = determinant(blurred);
+  const T inv_det = T(1) / det;
+
+  // Of an inverse, Q = X^-1: v_X = -Q V Q. Off the diagonal V has half of v_record's, which stands for
+  // two entries; v_X's two entries there make one gradient.
+  const T a = blurred.yy * inv_det, b = -blurred.xy * inv_det, c = blurred.xx * inv_det;
+  const T va = v_record.conic_a, vb = T(0.5) * v_record.conic_b, vc = v_record.conic_c;
+  const T qv00 = a * va + b * vb, qv01 = a * vb + b * vc;
+  const T qv10 = b * va + c * vb, qv11 = b * vb + c * vc;
+  Sym2<T> v_cov2d = {-(qv00 * a + qv01 * b), T(-2) * (qv00 * b + qv01 * c), -(qv10 * b + qv11 * c)};
+
+  const T ratio = max_of(T(0), determinant(sharp) * inv_det);
+  const T compensation = sqrt(ratio);
+  const T v_compensation =
+      v_record.compensation + (antialiased ? v_record.opacity * opacity : T(0));
+  v_opacity += antialiased ? v_record.opacity * compensation : v_record.opacity;
+  if (v_compensation != T(0) && compensation > T(0)) {
+    const T v_ratio = T(0.5) * v_compensation / compensation;
+    determinant_vjp(sharp, v_ratio * inv_det, v_cov2d);
+    determinant_vjp(blurred, -v_ratio * ratio * inv_det, v_cov2d);
+  }
+
+  Vec3<T> v_mx = {T(0), T(0), T(0)}, v_my = {T(0), T(0), T(0)};
+  bilinear_form_vjp(cov, mx, mx, v_cov2d.xx, v_cov, v_mx, v_mx);
+  bilinear_form_vjp(cov, mx, my, v_cov2d.xy, v_cov, v_mx, v_my);
+  bilinear_form_vjp(cov, my, my, v_cov2d.yy, v_cov, v_my, v_my);
+  Projection2d<T> v_p = {v_record.x, v_record.y, {T(0), T(0), T(0)}, {T(0), T(0), T(0)}};
+  row_times_vjp(p.jx, view.R, v_mx, v_p.jx, v_view.R);
+  row_times_vjp(p.jy, view.R, v_my, v_p.jy, v_view.R);
+  project_point_vjp(camera_model, view, mean_c, v_p, v_mean_c, v_view);
+  v_mean_c.z += v_record.depth;
+}
+
 }  // namespace rapfast
