@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../math/tile.h"
-#include "simd.h"
+#include "blend_alpha.h"
 #include "thread_pool.h"
 
 namespace rapfast {
@@ -24,42 +23,20 @@ struct TileState {
   std::vector<T> sums;                       // [D padded, kTilePixels]
 };
 
-// Rows of the tile whose pixel centres the Gaussian's cut ellipse reaches.
-template <typename T>
-void row_range(const Record<T>& r, T tile_y, int& begin, int& end) {
-  const CutEllipse<T> e = cut_ellipse(r);
-  begin = 0;
-  end = e.level < T(0) ? 0 : kTileSize;
-  const T lo = std::ceil(e.y - e.half_height - Constants<T>::kTileSlackPixels - T(0.5) - tile_y);
-  const T hi = std::floor(e.y + e.half_height + Constants<T>::kTileSlackPixels - T(0.5) - tile_y);
-  if (lo > T(0)) begin = lo >= T(kTileSize) ? kTileSize : int(lo);
-  if (hi < T(kTileSize - 1)) end = std::min(end, hi < T(0) ? 0 : int(hi) + 1);
-  end = std::max(begin, end);
-}
-
 // Weight alpha x transmittance of one Gaussian in every pixel of its rows; updates the transmittance.
 template <typename T>
 void weigh(const Record<T>& r, T alpha_cap, T tile_x, T tile_y, int row_begin, int row_end,
            TileState<T>& s, T* weights) {
   typedef typename Simd<T>::V V;
   constexpr int kLanes = Simd<T>::kLanes;
-  V lane;
-  for (int k = 0; k < kLanes; ++k) lane[k] = T(k) + T(0.5);
-  const V zero = lane - lane;
-  // Where exp_nonpositive ends, and nothing but an absurd opacity could still be seen.
-  constexpr T limit = sizeof(T) == 4 ? T(87) : T(700);
+  const V lane = lane_centres<T>(), zero = V{};
 
   for (int row = row_begin; row < row_end; ++row) {
     const T dy = r.y - (tile_y + T(row) + T(0.5));
     for (int col = 0; col < kTileSize; col += kLanes) {
       const int i = row * kTileSize + col;
       const V dx = r.x - ((tile_x + T(col)) + lane);
-      const V sigma = T(0.5) * (r.conic_a * dx * dx + r.conic_c * dy * dy) + r.conic_b * dx * dy;
-      const V exponent = sigma < limit ? -sigma : zero - limit;
-      V alpha = r.opacity * exp_nonpositive(exponent > zero ? zero : exponent);
-      alpha = alpha > alpha_cap ? zero + alpha_cap : alpha;
-      alpha = ((sigma >= zero) & (sigma < limit) & (alpha >= Constants<T>::kAlphaCut)) ? alpha : zero;
-
+      const V alpha = pixel_alphas(r, alpha_cap, dx, dy).alpha;
       const V before = load<V>(s.live + i);
       const V after = before * (T(1) - alpha);
       // A stopped pixel has before = 0 and stays stopped.
