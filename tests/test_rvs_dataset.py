@@ -217,7 +217,8 @@ class LoadedWhenUsed(Sequence):
 def test_the_same_twice_at_any_depth_and_speed(make):
     want = epochs(make(), 3)
     assert_same_batches(epochs(make(), 3), want)
-    assert_same_batches(epochs(make(depth=9), 3), want)
+    for depth in (2, 4, 5, 9, 40):
+        assert_same_batches(epochs(make(depth=depth), 3), want)
     slow, views = [], make(depth=1)
     for _ in range(3):
         for batch in views:
@@ -308,6 +309,21 @@ def test_back_pressure(make, monkeypatch, depth):
             time.sleep(0.005)
         time.sleep(0.1)
         assert len(counted) == taken + depth
+
+
+@pytest.mark.parametrize("depth", [4, 7])
+def test_deeper_ones_render_half_of_it_at_once(make, monkeypatch, depth):
+    counted, half = count_views(monkeypatch), depth // 2
+    views = iter(make(depth=depth, views_per_epoch=600, batch_size=2))
+    for taken in range(1, 9):
+        next(views)
+        groups = (taken + depth) // half  # as many as there is room for
+        deadline = time.monotonic() + 30
+        while len(counted) < groups:
+            assert time.monotonic() < deadline, "it does not render ahead"
+            time.sleep(0.005)
+        time.sleep(0.03)
+        assert counted == [2 * half] * groups
 
 
 def test_the_next_epoch_begins_before_its_loop(make, monkeypatch):

@@ -69,7 +69,9 @@ class RandomViewDataset(IterableDataset):
         background: (r, g, b) behind the scene; None is black.
         refresh_every: new views every so many epochs. Those in between show the same views in another order, out of
             memory (of the host, page-locked for a GPU; lost where a process is left early, and rendered again).
-        depth: back-pressure: how many batches may be finished or under way, ahead of the one in use.
+        depth: back-pressure: how many batches may be finished or under way, ahead of the one in use. From 4 on, half as
+            many are rendered in one call, whose Python, which a training loop in this process waits for, is then spread
+            over them; they share their memory.
         where: "thread" (None): a thread of this process, on a GPU on a stream of the lowest priority. "stream": the
             same, and the scene must be on a GPU. "process": a spawned process on the scene's device, for training loops
             that hold the interpreter's lock; scene and sampler are pickled, the main script needs an
@@ -287,7 +289,7 @@ class _Views:
         self._made: dict[int, Tensor] = {}
         self._made_bytes = 0
         self._planned: tuple[int, _Plan] | None = None
-        self._at_once = self.batch_size
+        self._at_once = 1 << 62  # views in one call; lowered where memory runs out
         self._generation = -1
         self._kept: Tensor | None = None
         self._have = torch.zeros(0, dtype=torch.bool)
@@ -318,8 +320,10 @@ class _Views:
             "reference": torch.empty(count, dtype=torch.int64),
         }
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """From the first of `epoch` on, without end. "image" may be on `device`, the rest is on the CPU."""
+    def batches(self, epoch: int, at_once: int) -> Iterator[list[Batch]]:
+        """From the first of `epoch` on, without end; up to `at_once` of an epoch are rendered together. "image" may be
+        on `device`, the rest is on the CPU."""
+        self._at_once = min(self._at_once, at_once * self.batch_size)
         if self._placed is None:
             self._placed = self.scene if self.scene.scene.device == self.device else self.scene.to(self.device)
             self.maps = _moved(self.maps, self.device)
@@ -331,9 +335,11 @@ class _Views:
             order = torch.arange(self.n)
             if replay:
                 order = torch.randperm(self.n, generator=self._generator(1, epoch))
-            for views in order.split(self.batch_size):
-                images = self._images(plan, generation, views)
-                yield {"image": images} | {name: tensor[views] for name, tensor in plan.given.items()}
+            for views in order.split(at_once * self.batch_size):
+                made = {"image": self._images(plan, generation, views)}
+                made |= {name: tensor[views] for name, tensor in plan.given.items()}
+                parts = zip(*(tensor.split(self.batch_size) for tensor in made.values()), strict=True)
+                yield [dict(zip(made, part, strict=True)) for part in parts]
             epoch += 1
 
     def _generator(self, use: int, number: int) -> torch.Generator:

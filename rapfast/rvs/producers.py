@@ -27,8 +27,8 @@ class Source(Protocol):
 
     device: torch.device
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Batches from the first one of `epoch` on, without end; on `device` or the CPU."""
+    def batches(self, epoch: int, at_once: int) -> Iterator[list[Batch]]:
+        """Batches from the first one of `epoch` on, without end, 1 to `at_once` at a time; on `device` or the CPU."""
         ...
 
 
@@ -48,6 +48,11 @@ class Producer(Protocol):
         ...
 
 
+def together(depth: int) -> int:
+    """How many batches are made at once: while the others of `depth` are used."""
+    return max(1, depth // 2)
+
+
 def _failure(trace: str) -> RuntimeError:
     return RuntimeError(f"the views could not be made; in the background:\n\n{trace.rstrip()}")
 
@@ -65,7 +70,8 @@ class ThreadProducer:
         for _ in range(depth):
             self._credits.put(True)
         # A daemon, so that it is stopped by an exit handler rather than waited for before those run.
-        arguments = (source, epoch, out, _events(source.device, out), self._credits, self._stopping, self._ready)
+        before = _events(source.device, out)
+        arguments = (source, epoch, together(depth), out, before, self._credits, self._stopping, self._ready)
         self._thread = threading.Thread(target=_work, args=arguments, name="rapfast-views", daemon=True)
         self._thread.start()
 
@@ -96,23 +102,30 @@ def _events(*devices: torch.device) -> list[Any]:
 
 @torch.no_grad()
 def _work(
-    source: Source, epoch: int, out: torch.device, before: list[Any], credits: queue.SimpleQueue[bool],
+    source: Source, epoch: int, at_once: int, out: torch.device, before: list[Any], credits: queue.SimpleQueue[bool],
     stopping: threading.Event, ready: queue.SimpleQueue[Any],
 ) -> None:  # fmt: skip
+    held = 0
     try:
-        with _streams(source.device, out) as streams, contextlib.closing(source.batches(epoch)) as batches:
+        with _streams(source.device, out) as streams, contextlib.closing(source.batches(epoch, at_once)) as groups:
             for stream in streams:
                 for event in before:
                     stream.wait_event(event)
             while credits.get() and not stopping.is_set():
-                batch = {name: tensor.to(out, non_blocking=True) for name, tensor in next(batches).items()}
-                done = None
-                if out.type == "cuda":
-                    done = torch.cuda.current_stream(out).record_event()
-                elif streams:
-                    streams[0].synchronize()
-                ready.put((batch, done))
-                del batch  # the consumer's alone
+                held += 1
+                if held < at_once:
+                    continue
+                group = next(groups)
+                held -= len(group)
+                for made in group:
+                    batch = {name: tensor.to(out, non_blocking=True) for name, tensor in made.items()}
+                    done = None
+                    if out.type == "cuda":
+                        done = torch.cuda.current_stream(out).record_event()
+                    elif streams:
+                        streams[0].synchronize()
+                    ready.put((batch, done))
+                del group, made, batch  # the consumer's alone
     except BaseException as error:  # whatever it is, the consumer waits for an answer
         ready.put((error, traceback.format_exc()))
 
@@ -164,7 +177,7 @@ class ProcessProducer:
         self._lock = threading.RLock()
         context = torch.multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, self._slots, epoch, pinned, torch.get_num_threads())
+        arguments = (theirs, self._slots, epoch, together(depth), pinned, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments, name="rapfast-views", daemon=True)
         try:
             if pinned:
@@ -223,7 +236,7 @@ class ProcessProducer:
 
 
 @torch.no_grad()
-def _serve(pipe: Any, slots: list[Batch], epoch: int, pinned: bool, threads: int) -> None:
+def _serve(pipe: Any, slots: list[Batch], epoch: int, at_once: int, pinned: bool, threads: int) -> None:
     """The process: reads the source, then the numbers of free slots, and fills those."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the consumer, whose end is ours
     torch.set_num_threads(threads)
@@ -231,16 +244,19 @@ def _serve(pipe: Any, slots: list[Batch], epoch: int, pinned: bool, threads: int
         source: Source = pickle.loads(pipe.recv_bytes())
         if pinned:
             _page_lock([slot["image"] for slot in slots])
-        with contextlib.closing(source.batches(epoch)) as batches:
+        free: list[int] = []
+        with contextlib.closing(source.batches(epoch, at_once)) as groups:
             while True:
-                slot = pipe.recv()
-                batch = next(batches)
-                count = len(batch["image"])
-                for name, tensor in batch.items():
-                    slots[slot][name][:count].copy_(tensor, non_blocking=True)
-                if source.device.type == "cuda":
-                    torch.cuda.current_stream(source.device).synchronize()
-                pipe.send((slot, count))
+                free.append(pipe.recv())
+                if len(free) < at_once:
+                    continue
+                for batch in next(groups):
+                    slot, count = free.pop(0), len(batch["image"])
+                    for name, tensor in batch.items():
+                        slots[slot][name][:count].copy_(tensor, non_blocking=True)
+                    if source.device.type == "cuda":
+                        torch.cuda.current_stream(source.device).synchronize()
+                    pipe.send((slot, count))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the consumer is gone
     except BaseException:
