@@ -1,10 +1,11 @@
-// Stage 4 on the GPU. A warp owns an 8x8 quarter of a tile and walks the tile's list alone: no
-// block-wide barrier, and a quarter that is opaque stops at once. How many quarters share a block is
-// a matter of balance alone.
+// Stage 4 on the GPU. A block owns a tile, each of its four warps an 8x8 quarter, each eight lanes of a
+// warp a 4x4 cell of it; a lane has two pixels, (x, y) and (x, y + 2), which share the terms in dx.
 //
-// A warp takes 32 records at a time, one per lane. Each lane tests its record's ellipse against the
-// quarter; the survivors are packed into the warp's shared memory in list order, and then every lane
-// adds each of them to its two pixels, (x, y) and (x, y + 4), which share the terms in dx.
+// The block takes the tile's list in windows of 128 records, one per thread, and the next window is on its
+// way from memory meanwhile. Each thread tests its record's ellipse against the tile's sixteen cells and
+// leaves the record and the answer in shared memory. A warp then lists, cell by cell, the records that
+// reach it, and its four cells go through their lists side by side: lanes meet few records that draw nothing
+// in them, and a step costs no more than the longest of four lists asks for.
 #include "../blend.h"
 
 #include "../math/tile.h"
@@ -14,11 +15,15 @@
 namespace rapfast {
 namespace {
 
-constexpr int kQuarter = kTileSize / 2;  // pixels per side of a warp's share
-constexpr int kQuarters = 4;             // of a tile
-constexpr int kWarps = 4;                // of a block; divides kQuarters
+constexpr int kWarps = 4;                 // of a block: the quarters of a tile
+constexpr int kWindow = kWarps * 32;      // records in shared memory at a time
+constexpr int kCell = 4;                  // pixels per side of what eight lanes own
+constexpr int kCells = 4;                 // of a warp
+constexpr int kCellsPerSide = kTileSize / kCell;
+constexpr int kRowStep = kCell / 2;        // between the two pixels of a lane
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kLog2Cut = -7.994353436858858f;  // of Constants<float>::kAlphaCut = 1 / 255
 
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
@@ -32,152 +37,251 @@ __device__ __forceinline__ float log2_approx(float x) {
   return y;
 }
 
-// Whether alpha reaches the cut somewhere in [x0, x0 + 7] x [y0, y0 + 7], relative to the mean. The
-// quadratic form's minimum over the box is 0 inside, else on an edge that faces the mean.
-__device__ __forceinline__ bool reaches(float a, float b, float c, float opacity, float x0, float y0) {
-  if (!(well_conditioned_det(a, b, c) > 0.f)) return true;
-  const float x1 = x0 + float(kQuarter - 1), y1 = y0 + float(kQuarter - 1);
-  const float level =
-      2.f * kLn2 * log2_approx(opacity * 255.f) + Constants<float>::kTileSlackSigma;
-  const float x = clamp_to(0.f, x0, x1), y = clamp_to(0.f, y0, y1);
-  float least = 3.4e38f;
-  if (x != 0.f) {
-    const float best = clamp_to(__fdividef(-b * x, c), y0, y1);
-    least = a * x * x + best * (2.f * b * x + c * best);
-  }
-  if (y != 0.f) {
-    const float best = clamp_to(__fdividef(-b * y, a), x0, x1);
-    least = fminf(least, c * y * y + best * (2.f * b * y + a * best));
-  }
-  if (x == 0.f && y == 0.f) least = 0.f;
-  // Written so that NaN counts as reached: the pixels decide.
-  return !(least > level * (1.f + 1e-4f));
+__device__ __forceinline__ float sqrt_approx(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
-struct Pixel {
-  float transmittance = 1.f;
-  int32_t last = -1;
-  bool done = false;
+// Cells of the tile whose pixels alpha may reach the cut in: bit kCell * row + column of cells. (x, y) is the
+// tile's first pixel centre relative to the mean. In a row of cells the ellipse's right edge is concave in
+// dy, so it is farthest out at the ellipse's rightmost point or at the end of the row nearer to it; likewise
+// the left edge (math/tile.h has the same formulas for tiles).
+__device__ __forceinline__ uint32_t cells_reached(float a, float b, float c, float log2_opacity, float x, float y) {
+  const float det = well_conditioned_det(a, b, c);
+  if (!(det > 0.f)) return 0xffffu;  // no bound: the pixels decide
+  const float level = 2.f * kLn2 * (log2_opacity - kLog2Cut) + Constants<float>::kTileSlackSigma;
+  if (level < 0.f) return 0u;
+  const float slack = Constants<float>::kTileSlackPixels;
+  const float inv_a = __fdividef(1.f, a), slope = -b * inv_a;
+  const float spread = level * __fdividef(1.f, det);
+  const float half_height = sqrt_approx(spread * a);
+  const float dy_of_right = -b * sqrt_approx(__fdividef(spread, c));
+  const float a_level = a * level;
+  uint32_t reached = 0;
+#pragma unroll
+  for (int row = 0; row < kCellsPerSide; ++row) {
+    const float top = y + float(row * kCell) - slack, bottom = y + float(row * kCell + kCell - 1) + slack;
+    const float low = fmaxf(top, -half_height), high = fminf(bottom, half_height);
+    if (low > high) continue;
+    const float dy_right = clamp_to(dy_of_right, low, high), dy_left = clamp_to(-dy_of_right, low, high);
+    const float right = fmaf(slope, dy_right, inv_a * sqrt_approx(fmaxf(0.f, a_level - det * dy_right * dy_right)));
+    const float left = fmaf(slope, dy_left, -inv_a * sqrt_approx(fmaxf(0.f, a_level - det * dy_left * dy_left)));
+#pragma unroll
+    for (int column = 0; column < kCellsPerSide; ++column) {
+      const float from = x + float(column * kCell);
+      // Written so that NaN counts as reached.
+      if (!(left - slack > from + float(kCell - 1)) && !(right + slack < from)) {
+        reached |= 1u << (row * kCellsPerSide + column);
+      }
+    }
+  }
+  return reached;
+}
+
+// What a window keeps of a record. opacity x exp(-sigma) = 2^(...): factors and opacity move into it once.
+template <int kColors>
+struct alignas(16) Staged {
+  float x, y, a, b;         // mean, conic a and b scaled
+  float c, log2_opacity;    // conic c scaled
+  float color[kColors];
+  int32_t place;            // in the tile's list
 };
 
-// The weight of one record in one pixel; 0 where it is cut or the pixel has stopped.
+struct Pixel {
+  // Of what is drawn so far; with its sign flipped once the pixel has stopped.
+  float transmittance = 1.f;
+  int32_t last = -1;
+};
+
+// The weight of one record in one pixel where it draws.
 template <bool kKeepState>
-__device__ __forceinline__ float weigh(float exponent, float opacity, float alpha_cap, int32_t place,
-                                       Pixel& pixel) {
-  const float raw = opacity * exp2_approx(exponent);
+__device__ __forceinline__ bool weigh(float exponent, float log2_opacity, float alpha_cap, int32_t place,
+                                      Pixel& pixel, float& weight) {
+  const float alpha = fminf(alpha_cap, exp2_approx(exponent));
+  weight = alpha * pixel.transmittance;
+  const float next = fmaf(-alpha, pixel.transmittance, pixel.transmittance);
   // Written so that NaN does not draw.
-  if (pixel.done || !(exponent <= 0.f) || !(raw >= Constants<float>::kAlphaCut)) return 0.f;
-  const float alpha = fminf(alpha_cap, raw);
-  const float next = pixel.transmittance * (1.f - alpha);
-  if (next <= Constants<float>::kTransmittanceStop) {
-    pixel.done = true;
-    return 0.f;
-  }
-  const float weight = alpha * pixel.transmittance;
-  pixel.transmittance = next;
-  if (kKeepState) pixel.last = place;
-  return weight;
+  const bool hit = exponent >= kLog2Cut && exponent <= log2_opacity;
+  const bool draws = hit && next > Constants<float>::kTransmittanceStop;
+  if (hit) pixel.transmittance = draws ? next : -fabsf(pixel.transmittance);
+  if (kKeepState && draws) pixel.last = place;
+  return draws;
+}
+
+// One block's shared memory. Windows alternate between two buffers, so that one barrier per window is enough.
+// Up to four channels lie in the record, more in rows of their own whose quads are permuted: lanes that read
+// different rows find them in different banks.
+template <int kChannels>
+struct Shared {
+  static constexpr int kInRecord = kChannels <= 4 ? kChannels : 0;
+  static constexpr int kQuads = kChannels <= 4 ? 0 : kChannels / 4;
+  static constexpr int kSwizzle = kQuads == 0 ? 0 : kQuads - 1;
+  static constexpr int kRows = kWindow + 1;  // the last draws nothing: it fills the shorter of a warp's lists
+  using Record = Staged<kInRecord == 0 ? 1 : kInRecord>;
+
+  Record records[2 * kRows];
+  float4 colors[kQuads == 0 ? 1 : 2 * kRows][kQuads == 0 ? 1 : kQuads];
+  uint16_t cells[2][kWindow];
+  alignas(4) uint16_t lists[kWarps][kCells][kWindow];  // rows of `records`
+};
+
+__device__ __forceinline__ void copy_async(float4* to, const float* from) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from));
+#else
+  *to = *reinterpret_cast<const float4*>(from);
+#endif
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
 // Up to kChannels channels from blockIdx.y * kChannels on. Channels never mix, so how many a pass
 // takes changes no bit.
 template <int kChannels, bool kKeepState>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWindow)
     blend_kernel(BlendParams<float> p, float* __restrict__ transmittances,
                  int32_t* __restrict__ last_ids) {
-  constexpr bool kSharedColors = kChannels <= 4;
-  __shared__ float4 shared_a[kWarps][32];  // x, y, scaled conic a and b
-  __shared__ float4 shared_b[kWarps][32];  // scaled conic c, opacity, record, place in the list
-  __shared__ float4 shared_color[kSharedColors ? kWarps : 1][32];
+  using Memory = Shared<kChannels>;
+  constexpr int kQuads = Memory::kQuads, kRows = Memory::kRows;
+  __shared__ Memory shared;
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t tiles = int64_t(p.tiles_x) * p.tiles_y;
-  const int64_t quarter_of_all = int64_t(blockIdx.x) * kWarps + warp;
-  const int64_t tile_of_all = quarter_of_all / kQuarters;
-  const int quarter = int(quarter_of_all % kQuarters);
-  const int64_t image = tile_of_all / tiles;
-  const int tile = int(tile_of_all - image * tiles);
-  const int left = tile % p.tiles_x * kTileSize + quarter % 2 * kQuarter;
-  const int top = tile / p.tiles_x * kTileSize + quarter / 2 * kQuarter;
-  if (left >= p.width || top >= p.height) return;
-  const int column = left + lane % kQuarter;
-  const int row = top + lane / kQuarter;  // and row + 4
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, cell = lane / 8;
+  const uint32_t tile_of_all = blockIdx.x, tiles = uint32_t(p.tiles_x) * uint32_t(p.tiles_y);
+  const uint32_t image = tile_of_all / tiles, tile = tile_of_all - image * tiles;
+  const int tile_row = int(tile / uint32_t(p.tiles_x)), tile_column = int(tile) - tile_row * p.tiles_x;
+  const int left = tile_column * kTileSize, top = (p.first_tile_row + tile_row) * kTileSize;
+  const int column = left + warp % 2 * 2 * kCell + cell % 2 * kCell + lane % kCell;
+  const int row = top + warp / 2 * 2 * kCell + cell / 2 * kCell + lane % 8 / kCell;  // and row + kRowStep
   const float px = float(column) + 0.5f, py = float(row) + 0.5f;
   const int64_t first_channel = int64_t(blockIdx.y) * kChannels;
   const int n_channels = int(min(int64_t(kChannels), p.n_channels - first_channel));
 
   Pixel pixels[2];
-  pixels[0].done = column >= p.width || row >= p.height;
-  pixels[1].done = column >= p.width || row + 4 >= p.height;
+  // Outside the image nothing is drawn.
+  if (column >= p.width || row >= p.height) pixels[0].transmittance = -1.f;
+  if (column >= p.width || row + kRowStep >= p.height) pixels[1].transmittance = -1.f;
   float sums[2][kChannels] = {};
 
-  const int64_t begin = p.tile_offsets[tile_of_all], end = p.tile_offsets[tile_of_all + 1];
+  const int64_t begin = p.tile_offsets[tile_of_all];
+  const int n = int(p.tile_offsets[tile_of_all + 1] - begin);
+  const int32_t* ids = p.tile_records + begin;
   const int64_t first_record = p.image_offsets[image];
-  for (int64_t base = begin; base < end; base += 32) {
-    if (__all_sync(kFullWarp, pixels[0].done && pixels[1].done)) break;
-    const int64_t i = base + lane;
-    bool keep = false;
-    int64_t m = 0;
-    float4 a{}, b{};
-    if (i < end) {
-      m = first_record + p.tile_records[i];
-      const float4* at = reinterpret_cast<const float4*>(p.records + m);
-      a = at[0];
-      b = at[1];
-      keep = reaches(a.z, a.w, b.x, b.y, float(left) + 0.5f - a.x, float(top) + 0.5f - a.y);
+  const Record<float>* records = p.records + first_record;
+  const float* colors = p.record_colors + first_record * p.color_stride + first_channel;
+
+  float4 a{}, b{}, color{};
+  // The record of place `place` in the list, if there is one, on its way to this thread.
+  const auto fetch = [&](int place, int32_t id) {
+    if (place >= n) return;
+    const float4* at = reinterpret_cast<const float4*>(records + id);
+    a = at[0];
+    b = at[1];
+    const float* from = colors + id * p.color_stride;
+    if (kChannels >= 3 && kQuads == 0) {
+      color = *reinterpret_cast<const float4*>(from);
+    } else if (kQuads == 0) {
+      color.x = from[0];
+      if (kChannels > 1) color.y = from[1];
     }
-    const uint32_t kept = __ballot_sync(kFullWarp, keep);
-    if (kept == 0) continue;
-    __syncwarp();  // the last round's reads are over
-    if (keep) {
-      const int slot = __popc(kept & ((1u << lane) - 1));
-      // exp(-sigma) = 2^(...): the factors move into the conic once for the whole quarter.
-      shared_a[warp][slot] = make_float4(a.x, a.y, -0.5f * kLog2e * a.z, -kLog2e * a.w);
-      shared_b[warp][slot] = make_float4(-0.5f * kLog2e * b.x, b.y, __int_as_float(int32_t(m)),
-                                         __int_as_float(int32_t(i - begin)));
-      if (kSharedColors) {
-        const float* color = p.record_colors + m * p.color_stride + first_channel;
-        if (kChannels >= 3) {
-          shared_color[warp][slot] = *reinterpret_cast<const float4*>(color);
-        } else {
-          shared_color[warp][slot] =
-              make_float4(color[0], kChannels > 1 ? color[1] : 0.f, 0.f, 0.f);
+    const int buffered = place / kWindow % 2 * kRows + thread;
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {  // rows are padded to four channels
+      if (4 * quad < n_channels) copy_async(&shared.colors[buffered][quad ^ (buffered & Memory::kSwizzle)], from + 4 * quad);
+    }
+  };
+
+  if (thread < 2) {
+    typename Memory::Record nothing{};
+    nothing.log2_opacity = -INFINITY;
+    shared.records[thread * kRows + kWindow] = nothing;
+  }
+  int32_t next_id = thread + kWindow < n ? ids[thread + kWindow] : 0;
+  fetch(thread, thread < n ? ids[thread] : 0);
+  for (int base = 0; base < n; base += kWindow) {
+    const int buffer = base / kWindow % 2;
+    uint32_t reached = 0;
+    if (base + thread < n) {
+      const float log2_opacity = log2_approx(b.y);
+      reached = cells_reached(a.z, a.w, b.x, log2_opacity, float(left) + 0.5f - a.x, float(top) + 0.5f - a.y);
+      typename Memory::Record staged;
+      staged.x = a.x;
+      staged.y = a.y;
+      staged.a = -0.5f * kLog2e * a.z;
+      staged.b = -kLog2e * a.w;
+      staged.c = -0.5f * kLog2e * b.x;
+      staged.log2_opacity = log2_opacity;
+      const float part[4] = {color.x, color.y, color.z, color.w};
+#pragma unroll
+      for (int d = 0; d < Memory::kInRecord; ++d) staged.color[d] = part[d];
+      staged.place = base + thread;
+      shared.records[buffer * kRows + thread] = staged;
+    }
+    shared.cells[buffer][thread] = uint16_t(reached);
+    if (kQuads > 0) wait_for_copies();
+    const bool open = pixels[0].transmittance > 0.f || pixels[1].transmittance > 0.f;
+    // The window is there for all, and all have left the one before it.
+    if (__syncthreads_and(!open)) break;
+    fetch(base + kWindow + thread, next_id);
+    next_id = base + 2 * kWindow + thread < n ? ids[base + 2 * kWindow + thread] : 0;
+
+    // The records of each cell, in the list's order.
+    const uint32_t open_lanes = __ballot_sync(kFullWarp, open);
+    if (open_lanes == 0) continue;
+    int counts[kCells] = {};
+#pragma unroll
+    for (int first = 0; first < kWindow; first += 32) {
+      const uint32_t of_record = shared.cells[buffer][first + lane] >> (warp / 2 * 2 * kCellsPerSide + warp % 2 * 2);
+#pragma unroll
+      for (int k = 0; k < kCells; ++k) {
+        const bool in = (of_record >> (k / 2 * kCellsPerSide + k % 2) & 1u) != 0 && (open_lanes >> 8 * k & 0xffu) != 0;
+        const uint32_t all = __ballot_sync(kFullWarp, in);
+        if (in) {
+          shared.lists[warp][k][counts[k] + __popc(all & ((1u << lane) - 1))] = uint16_t(buffer * kRows + first + lane);
         }
+        counts[k] += __popc(all);
       }
     }
+    int n_steps = max(max(counts[0], counts[1]), max(counts[2], counts[3]));
+    n_steps = (n_steps + 1) / 2 * 2;
+    uint16_t* list = shared.lists[warp][cell];
+    const int mine = cell < 2 ? (cell == 0 ? counts[0] : counts[1]) : (cell == 2 ? counts[2] : counts[3]);
+    for (int k = mine + lane % 8; k < n_steps; k += 8) list[k] = uint16_t(kWindow);
     __syncwarp();
 
-    const int n = __popc(kept);
-    for (int j = 0; j < n; ++j) {
-      const float4 ja = shared_a[warp][j], jb = shared_b[warp][j];
-      const float dx = ja.x - px;
-      const float dy0 = ja.y - py, dy1 = dy0 - 4.f;
-      const float xx = ja.z * dx * dx, xy = ja.w * dx;
-      const float exponent0 = fmaf(dy0, fmaf(jb.x, dy0, xy), xx);
-      const float exponent1 = fmaf(dy1, fmaf(jb.x, dy1, xy), xx);
-      const int32_t place = __float_as_int(jb.w);
-      const float w0 = weigh<kKeepState>(exponent0, jb.y, p.alpha_cap, place, pixels[0]);
-      const float w1 = weigh<kKeepState>(exponent1, jb.y, p.alpha_cap, place, pixels[1]);
-      if (kSharedColors) {
-        const float4 color = shared_color[warp][j];
-        const float part[4] = {color.x, color.y, color.z, color.w};
+    for (int step = 0; step < n_steps; step += 2) {
+      const uint32_t both = *reinterpret_cast<const uint32_t*>(list + step);
 #pragma unroll
-        for (int d = 0; d < kChannels; ++d) {
-          sums[0][d] = fmaf(part[d], w0, sums[0][d]);
-          sums[1][d] = fmaf(part[d], w1, sums[1][d]);
-        }
-      } else if (__any_sync(kFullWarp, w0 != 0.f || w1 != 0.f)) {
-        const float* color =
-            p.record_colors + int64_t(__float_as_int(jb.z)) * p.color_stride + first_channel;
+      for (int k = 0; k < 2; ++k) {
+        const uint32_t at = k == 0 ? both & 0xffffu : both >> 16;
+        const typename Memory::Record& r = shared.records[at];
+        const float dx = r.x - px, dy = r.y - py, dy1 = dy - float(kRowStep);
+        const float along_x = fmaf(r.a * dx, dx, r.log2_opacity), xy = r.b * dx;
+        float weights[2];
+        const bool draws[2] = {weigh<kKeepState>(fmaf(dy, fmaf(r.c, dy, xy), along_x), r.log2_opacity, p.alpha_cap,
+                                                 r.place, pixels[0], weights[0]),
+                               weigh<kKeepState>(fmaf(dy1, fmaf(r.c, dy1, xy), along_x), r.log2_opacity, p.alpha_cap,
+                                                 r.place, pixels[1], weights[1])};
+        if (kQuads == 0) {
 #pragma unroll
-        for (int d = 0; d < kChannels; d += 4) {
-          if (d < n_channels) {  // rows are padded to four channels
-            const float4 quad = *reinterpret_cast<const float4*>(color + d);
-            const float part[4] = {quad.x, quad.y, quad.z, quad.w};
+          for (int d = 0; d < Memory::kInRecord; ++d) {
+            if (draws[0]) sums[0][d] = fmaf(r.color[d], weights[0], sums[0][d]);
+            if (draws[1]) sums[1][d] = fmaf(r.color[d], weights[1], sums[1][d]);
+          }
+        } else if (draws[0] || draws[1]) {
+          const float w0 = draws[0] ? weights[0] : 0.f, w1 = draws[1] ? weights[1] : 0.f;
+#pragma unroll
+          for (int quad = 0; quad < kQuads; ++quad) {
+            const float4 four = shared.colors[at][quad ^ (at & Memory::kSwizzle)];
+            const float part[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              sums[0][d + e] = fmaf(part[e], w0, sums[0][d + e]);
-              sums[1][d + e] = fmaf(part[e], w1, sums[1][d + e]);
+              sums[0][4 * quad + e] = fmaf(part[e], w0, sums[0][4 * quad + e]);
+              sums[1][4 * quad + e] = fmaf(part[e], w1, sums[1][4 * quad + e]);
             }
           }
         }
@@ -185,20 +289,32 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
   }
 
+  const int first_row = p.first_tile_row * kTileSize, rows = min(p.height - first_row, p.tiles_y * kTileSize);
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
-    const int y = row + 4 * k;
+    const int y = row + kRowStep * k;
     if (column >= p.width || y >= p.height) continue;
-    const int64_t pixel = (image * p.height + y) * p.width + column;
+    const int64_t pixel = (int64_t(image) * rows + (y - first_row)) * p.width + column;
     float* out = p.colors + pixel * p.n_channels + first_channel;
+    if (kQuads > 0 && p.n_channels % 4 == 0) {
 #pragma unroll
-    for (int d = 0; d < kChannels; ++d) {
-      if (d < n_channels) out[d] = sums[k][d];
+      for (int quad = 0; quad < kQuads; ++quad) {
+        if (4 * quad < n_channels) {
+          reinterpret_cast<float4*>(out)[quad] = make_float4(sums[k][4 * quad], sums[k][4 * quad + 1],
+                                                             sums[k][4 * quad + 2], sums[k][4 * quad + 3]);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int d = 0; d < kChannels; ++d) {
+        if (d < n_channels) out[d] = sums[k][d];
+      }
     }
     if (blockIdx.y == 0) {
-      p.alphas[pixel] = 1.f - pixels[k].transmittance;
+      const float transmittance = fabsf(pixels[k].transmittance);
+      p.alphas[pixel] = 1.f - transmittance;
       if (kKeepState) {
-        transmittances[pixel] = pixels[k].transmittance;
+        transmittances[pixel] = transmittance;
         last_ids[pixel] = pixels[k].last;
       }
     }
@@ -208,12 +324,12 @@ __global__ void __launch_bounds__(kWarps * 32)
 template <int kChannels>
 void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids,
             cudaStream_t stream) {
-  const int64_t blocks = p.n_images * p.tiles_x * p.tiles_y * kQuarters / kWarps;
-  const dim3 grid(unsigned(blocks), unsigned((p.n_channels + kChannels - 1) / kChannels));
+  const int64_t tiles = p.n_images * p.tiles_x * p.tiles_y;
+  const dim3 grid(unsigned(tiles), unsigned((p.n_channels + kChannels - 1) / kChannels));
   if (last_ids != nullptr) {
-    blend_kernel<kChannels, true><<<grid, kWarps * 32, 0, stream>>>(p, transmittances, last_ids);
+    blend_kernel<kChannels, true><<<grid, kWindow, 0, stream>>>(p, transmittances, last_ids);
   } else {
-    blend_kernel<kChannels, false><<<grid, kWarps * 32, 0, stream>>>(p, nullptr, nullptr);
+    blend_kernel<kChannels, false><<<grid, kWindow, 0, stream>>>(p, nullptr, nullptr);
   }
   check_launch("blend_kernel");
 }
