@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +14,19 @@ from torch import Tensor
 from rapfast import _check as check
 from rapfast import ops, reference
 from rapfast.meta import Meta, build_meta
+from rapfast.ops import split
 from rapfast.ops._library import native
 from rapfast.ops.project import CAMERA_MODELS
+from rapfast.ops.render import Rendered
 from rapfast.postprocess import PostProcess
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 BACKENDS = ("rapfast", "gsplat", "reference")
 MAX_SH_DEGREE = 4
+
+_NOTHING_ASKED = None, PostProcess()
+
+_COMFORTABLE = 1 << 30  # bytes of GPU memory: larger batches are rendered in groups of views
 
 
 def rasterization(
@@ -60,6 +68,7 @@ def rasterization(
     backend: str = "rapfast",
     alpha_cap: float = 0.999,
     postprocess: PostProcess | None = None,
+    max_memory: int | None = None,
 ) -> tuple[Tensor, Tensor, Meta | dict[str, Any]]:
     """Renders N Gaussians into C cameras in one call, with the arguments of ``gsplat.rasterization`` 1.5.3.
 
@@ -97,6 +106,9 @@ def rasterization(
             floating dtype, differentiable.
         alpha_cap: largest alpha of one Gaussian in one pixel, between 1/255 and 1.
         postprocess: see :class:`rapfast.PostProcess`.
+        max_memory: bytes that the call may take above its inputs, with its outputs and what ``meta`` keeps; None: as
+            many as it needs. What does not fit at once is rendered view group by view group and, on a GPU, tile row
+            by tile row, with the same pixels. On the CPU images, records and lists count, not what is soon freed.
 
     Returns:
         colours [..., C, H, W, D] (D + 1 with a depth channel, 1 for depth alone), alphas [..., C, H, W, 1], and
@@ -107,7 +119,8 @@ def rasterization(
         less), are not drawn and counted in ``meta["n_invalid"]``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what came. ``max_memory`` that the smallest
+            part exceeds is told while rendering.
         NotImplementedError: for gsplat's arguments listed above, and where a gradient is wanted of an input:
             the "rapfast" backend has no backward yet.
 
@@ -142,6 +155,8 @@ def rasterization(
         if means.dim() != 2:
             raise ValueError(f"sparse_grad must be False with leading batch dimensions, got means {list(means.shape)}")
     _check_postprocess(postprocess, colors.shape[-1], settings)
+    if _check_max_memory(max_memory) is not None and backend != "rapfast":
+        raise NotImplementedError(f'max_memory={max_memory} is not supported by backend="{backend}": use "rapfast"')
 
     if backend == "gsplat":
         return _gsplat(inputs, settings, packed, sparse_grad, absgrad, channel_chunk, segmented, postprocess)
@@ -166,7 +181,7 @@ def rasterization(
                 alpha_cap=settings.alpha_cap,
                 postprocess=postprocess,
             )
-    return _rapfast(inputs, settings, packed, postprocess)
+    return _rapfast(inputs, settings, packed, postprocess, max_memory=max_memory)
 
 
 def rasterize_network(
@@ -191,6 +206,7 @@ def rasterize_network(
     alpha_cap: float,
     packed: bool,
     postprocess: PostProcess | None,
+    max_memory: int | None = None,
 ) -> tuple[Tensor, Tensor, Meta]:
     """As `rasterization` by backend "rapfast", with the colours of the visible pairs from a colour network. The
     caller has checked the network and its input, and that no gradient is wanted of them."""
@@ -210,7 +226,8 @@ def rasterize_network(
     check.flag("packed", packed)
     inputs = _check_inputs(means, quats, scales, None, opacities, None, viewmats, Ks, backgrounds, settings, network)
     _check_postprocess(postprocess, network.n_channels, settings)
-    return _rapfast(inputs, settings, packed, postprocess, network, network_input)
+    _check_max_memory(max_memory)
+    return _rapfast(inputs, settings, packed, postprocess, network, network_input, max_memory)
 
 
 class _Settings(NamedTuple):
@@ -314,6 +331,10 @@ def _check_inputs(
     return _Inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds)
 
 
+def _check_max_memory(max_memory: Any) -> int | None:
+    return None if max_memory is None else check.integer("max_memory", max_memory, 1, 1 << 62, " bytes")
+
+
 def _color_channels(colors: Tensor | None, network: ops.Network | None) -> int:
     return colors.shape[-1] if network is None else network.n_channels
 
@@ -337,7 +358,7 @@ def _check_postprocess(postprocess: PostProcess | None, n_channels: int, s: _Set
 
 def _rapfast(
     inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None,
-    network: ops.Network | None = None, network_input: ops.NetworkInput | None = None,
+    network: ops.Network | None = None, network_input: ops.NetworkInput | None = None, max_memory: int | None = None,
 ) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
     if torch.is_grad_enabled():
         for name, tensor in inputs._asdict().items():
@@ -371,47 +392,107 @@ def _rapfast(
         "camera_model": s.camera_model, "antialiased": s.antialiased, "eps2d": s.eps2d, "near_plane": s.near_plane,
         "far_plane": s.far_plane, "radius_clip": s.radius_clip,
     }  # fmt: skip
-    if device.type == "cuda":
-        rendered = ops.render(
-            means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, s.width, s.height,
-            **projection, sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap,
-            postprocess=postprocess, network=network, network_input=network_input,
-        )  # fmt: skip
-        images, alphas, n_invalid = rendered.images, rendered.alphas, rendered.n_invalid
+    has_colors = s.render_mode not in ("D", "ED")
+    views = split.Inputs(
+        means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds if has_colors else None,
+        per_camera=colors is not None and colors.dim() == (4 if s.sh_degree is None else 5),
+        network_input=network_input,
+    )  # fmt: skip
+    n_color_channels = _color_channels(colors, network) if has_colors else 0
 
-        def make_records() -> ops.Records:
-            return ops.state_records(rendered)
-
-    else:
-        projected = ops.project(means, quats, scales, covars, opacities, viewmats, Ks, s.width, s.height, **projection)
-        has_colors = s.render_mode not in ("D", "ED")
-        if network is not None and has_colors:
-            record_colors = ops.color_net(
-                means, viewmats, Ks, projected, s.width, s.height, network, network_input, render_mode=s.render_mode
-            )
-        else:
-            given = means.new_empty((b, n, 3)) if colors is None else colors  # of depth alone no colour is read
-            record_colors = ops.color(
-                means, viewmats, Ks, given, projected, s.width, s.height,
-                sh_degree=s.sh_degree, render_mode=s.render_mode,
-            )  # fmt: skip
-        tiles = ops.bin(projected, s.width, s.height)
-        blended, alphas = ops.blend(projected, record_colors, tiles, s.width, s.height, alpha_cap=s.alpha_cap)
-        images, alphas = ops.composite(
+    def finish(part: split.Inputs, blended: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.composite(
             blended,
             alphas,
-            n_color_channels=_color_channels(colors, network) if has_colors else 0,
-            backgrounds=backgrounds if has_colors else None,
+            n_color_channels=n_color_channels,
+            backgrounds=part.backgrounds,
             expected_depth=s.render_mode.endswith("ED"),
             postprocess=postprocess,
         )
-        n_invalid = projected.n_invalid
 
-        def make_records() -> ops.Records:
-            return projected
+    output_bytes, blended_bytes = _view_bytes(means, n_color_channels, s, postprocess)
+    band = None
+    if device.type == "cuda":
+        if max_memory is not None:
+            raise NotImplementedError(f"max_memory={max_memory} is not supported on a CUDA device")
 
-    meta = build_meta(make_records, n_invalid, batch_dims, c, n, s.width, s.height, packed)
+        def whole(part: split.Inputs, max_bytes: int | None) -> split.Views:
+            rendered = ops.render(
+                *part[:9], s.width, s.height, **projection, sh_degree=s.sh_degree, render_mode=s.render_mode,
+                alpha_cap=s.alpha_cap, postprocess=postprocess, network=network, network_input=part.network_input,
+            )  # fmt: skip
+            return _kept(rendered)
+
+    else:
+        is_finished = views.backgrounds is None and not s.render_mode.endswith("ED") and postprocess in _NOTHING_ASKED
+        pixel_bytes = blended_bytes + (0 if is_finished else output_bytes)
+
+        def whole(part: split.Inputs, max_bytes: int | None) -> split.Views:
+            return _cpu_views(part, s, projection, network, finish, pixel_bytes, max_bytes)
+
+    comfortable = _COMFORTABLE if device.type == "cuda" else None
+    renderer = split.Renderer(whole, band, finish, output_bytes, blended_bytes, comfortable)
+    rendered = split.render(renderer, views, s.height, max_memory)
+    images, alphas = rendered.images, rendered.alphas
+    meta = build_meta(rendered.make_records, rendered.n_invalid, batch_dims, c, n, s.width, s.height, packed)
     return images.reshape(*batch_dims, c, *images.shape[1:]), alphas.reshape(*batch_dims, c, *alphas.shape[1:]), meta
+
+
+def _kept(rendered: Rendered) -> split.Views:
+    return split.Views(
+        rendered.images,
+        rendered.alphas,
+        rendered.n_invalid,
+        partial(ops.state_records, rendered),
+        rendered.state.nbytes,
+    )
+
+
+def _cpu_views(
+    part: split.Inputs, s: _Settings, projection: dict[str, Any], network: ops.Network | None,
+    finish: Callable[[split.Inputs, Tensor, Tensor], tuple[Tensor, Tensor]], pixel_bytes: int, max_bytes: int | None,
+) -> split.Views:  # fmt: skip
+    """Some views by the stages on the CPU. What they would take is known after the first ones, which take little.
+    ``pixel_bytes`` is what the blend and ``finish`` make of one view."""
+    means, viewmats = part.means, part.viewmats
+    size = s.width, s.height
+    projected = ops.project(
+        means, part.quats, part.scales, part.covars, part.opacities, viewmats, part.Ks, *size, **projection
+    )
+    n_kept = sum(tensor.nbytes for tensor in projected)
+    has_colors = s.render_mode not in ("D", "ED")
+    channels = (_color_channels(part.colors, network) if has_colors else 0) + (s.render_mode != "RGB")
+    n_bytes = n_kept + means.itemsize * channels * len(projected.records) + part.n_images * pixel_bytes
+    _fits(n_bytes, max_bytes)
+    if network is not None and has_colors:
+        record_colors = ops.color_net(
+            means, viewmats, part.Ks, projected, *size, network, part.network_input, render_mode=s.render_mode
+        )
+    else:
+        # of depth alone no colour is read
+        given = means.new_empty((*means.shape[:2], 3)) if part.colors is None else part.colors
+        record_colors = ops.color(
+            means, viewmats, part.Ks, given, projected, *size, sh_degree=s.sh_degree, render_mode=s.render_mode
+        )
+    tiles = ops.bin(projected, *size)
+    _fits(n_bytes + sum(tensor.nbytes for tensor in tiles), max_bytes)
+    blended, alphas = ops.blend(projected, record_colors, tiles, *size, alpha_cap=s.alpha_cap)
+    return split.Views(*finish(part, blended, alphas), projected.n_invalid, lambda: projected, n_kept)
+
+
+def _fits(n_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and n_bytes > max_bytes:
+        raise split.TooLarge(f"the views need {n_bytes} bytes, more than {max_bytes}", n_bytes)
+
+
+def _view_bytes(means: Tensor, n_color_channels: int, s: _Settings, postprocess: PostProcess | None) -> tuple[int, int]:
+    """Of one view's finished image and alpha, and of its blended colours and alpha."""
+    post = postprocess or _NOTHING_ASKED[1]
+    height, width = post.size or (s.height, s.width)
+    item = means.itemsize if post.dtype is None else post.dtype.itemsize
+    channels = n_color_channels + (s.render_mode != "RGB")
+    blended = s.height * s.width * (channels + 1) * means.itemsize
+    return height * width * (channels * item + means.itemsize), blended
 
 
 def require_cuda(means: Tensor) -> None:

@@ -264,7 +264,7 @@ def test_defaults_are_gsplats():
             rasterization(**arguments(rolling_shutter=parameter.default))
         else:
             assert ours[name].default == parameter.default, name
-    assert list(ours)[len(theirs) :] == ["backend", "alpha_cap", "postprocess"]
+    assert list(ours)[len(theirs) :] == ["backend", "alpha_cap", "postprocess", "max_memory"]
 
 
 def test_gsplat_backend_needs_a_gpu():
