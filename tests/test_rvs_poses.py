@@ -25,6 +25,7 @@ from rapfast.rvs import (
     sample_kept,
     world_to_camera,
 )
+from rapfast.rvs.filters import TurnsInPlace, nearest_centre
 
 KINDS = ("default", "xz_plane", "uniform_sphere")
 
@@ -648,3 +649,34 @@ def test_refused_arguments_draw_nothing() -> None:
         with pytest.raises(ValueError):
             PoseSampler(1, 1).sample(poses, ours)
     assert_same_state(ours, theirs)
+
+
+def test_turns_in_place_keep_the_centres() -> None:
+    rng = np.random.RandomState(3)
+    poses = PoseSampler(2.0, 180.0).sample(np.tile(np.eye(3, 4), (7, 1, 1)), rng)
+    turns = TurnsInPlace(20.0)
+    got = turns.sample(poses, np.random.RandomState(1))
+    angles = np.random.RandomState(1).uniform(-20.0, 20.0, (7, 3))
+    assert np.array_equal(turns.draw(7, np.random.RandomState(1))[0], angles)
+    assert np.array_equal(got[:, :, 3], poses[:, :, 3])
+    want = PoseSampler(0.0, 20.0).apply(poses, np.pad(angles, ((0, 0), (0, 3))))
+    assert np.array_equal(got[:, :, :3], want[:, :, :3]) and not np.array_equal(got[:, :, :3], poses[:, :, :3])
+    one_by_one = np.random.RandomState(1)
+    assert np.array_equal(np.concatenate([turns.sample(pose[None], one_by_one) for pose in poses]), got)
+    drawn = turns.sample(poses, torch.Generator().manual_seed(2))
+    assert isinstance(drawn, torch.Tensor) and torch.equal(drawn[:, :, 3], torch.from_numpy(poses[:, :, 3]))
+    trace = (drawn[:, :, :3] * torch.from_numpy(poses[:, :, :3])).sum((1, 2))
+    turned = torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1)))
+    assert 3 < float(turned.max()) < 20 * 3**0.5 and len(turned.unique()) == 7
+    assert np.allclose(TurnsInPlace(0.0).sample(poses, rng), poses)
+    with pytest.raises(ValueError, match="rotation must be a range in degrees"):
+        TurnsInPlace(-1.0)
+
+
+def test_nearest_centre_takes_the_first_of_equals(monkeypatch: pytest.MonkeyPatch) -> None:
+    centres = np.array([[0.0, 0, 0], [2, 0, 0], [2, 0, 0], [0, 5, 0]])
+    points = np.array([[1.9, 0, 0], [1.0, 0, 0], [0, 4, 3]])
+    for at_once in (1 << 20, 4):
+        monkeypatch.setattr(filters, "PAIRS_AT_ONCE", at_once)
+        index, distance = nearest_centre(points, centres)
+        assert index.tolist() == [1, 0, 3] and np.allclose(distance, [0.1, 1.0, 10**0.5])

@@ -57,8 +57,10 @@ class Rvs(Command):
       of up to 8 poses for a view, the first whose picture scores below 40, else the best.
 
     rapfast rvs MODEL --poses train.json --views 4000 --sampler lens --step 0.25 --d-max 0.5 --out out
-    --validation-poses test.json --min-distance 0.1 --min-angle 5
-      poses on a grid through the space of the given ones, none of them nearly a validation pose.
+      on a grid through the space of the given poses and half a metre around it.
+
+    rapfast rvs MODEL --poses train.json --views 4000 --validation-poses test.json --min-distance 0.1 --out out
+      none of them within ten centimetres of a validation pose.
 
     Interrupted, even killed, and given again, the command goes on where it was; the set is in the end the same to the
     last byte, on one machine with one version. More --views extend a set. A picture that is not what was written any
