@@ -314,7 +314,7 @@ class RandomViewSynthesizer:
 
     def draw(
         self, viewmats: Tensor, ids: Sequence[int], weights: Sequence[float], postprocess: PostProcess | None = None,
-        decoded: Tensor | None = None, maps: Sequence[Tensor] | None = None,
+        decoded: Tensor | None = None, maps: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """[C, 3, h, w] on the device: finished images, or as `postprocess` says. With `decoded` of colours already
         made; with `maps` of the images `distinct(ids)`, where they are made already."""
@@ -347,14 +347,16 @@ class RandomViewSynthesizer:
                 pictures = apply(pictures, numbers)
         return pictures.to(self.dtype)
 
-    def maps(self, ids: Sequence[int]) -> Sequence[Tensor]:
-        """Feature maps by number."""
+    def maps(self, ids: list[int]) -> Tensor | Sequence[Tensor]:
+        """Feature maps by number, of one image at least."""
         if callable(self.references):
             return self.references(ids)
         for i in ids:
             if i >= len(self.references):
                 raise IndexError(f"there are feature maps of {len(self.references)} reference images, number {i} was "
                                  "asked for")  # fmt: skip
+        if isinstance(self.references, Tensor) and ids == list(range(ids[0], ids[0] + len(ids))):
+            return self.references[ids[0] : ids[0] + len(ids)]  # in one piece
         return [self.references[i] for i in ids]
 
     def buffer(self, count: int) -> ViewBuffer:
@@ -417,7 +419,7 @@ class _ComingMaps:
         self._stream = self._rendering = None
         if self._ahead and device.type == "cuda":
             self._stream, self._rendering = _map_stream(device), torch.cuda.current_stream(device)
-        self._coming: tuple[list[int], Sequence[Tensor] | Exception] | None = None
+        self._coming: tuple[list[int], Tensor | Sequence[Tensor] | Exception] | None = None
 
     def __enter__(self) -> _ComingMaps:
         if self._stream is not None:
@@ -429,7 +431,7 @@ class _ComingMaps:
         if self._stream is not None:
             self._rendering.wait_stream(self._stream)  # a cache's maps are the caller's stream's again
 
-    def take(self, ids: Sequence[int]) -> Sequence[Tensor]:
+    def take(self, ids: Sequence[int]) -> Tensor | Sequence[Tensor]:
         """The maps of `distinct(ids)`, ready for the stream that renders. What making them ahead failed with is raised
         here, in its turn."""
         used = distinct(ids)
@@ -439,7 +441,7 @@ class _ComingMaps:
             raise made
         if self._stream is not None:
             self._rendering.wait_stream(self._stream)
-            for one in made:
+            for one in [made] if isinstance(made, Tensor) else made:
                 if isinstance(one, Tensor) and one.is_cuda:  # anything else is refused by `RapScene.render`
                     one.record_stream(self._rendering)
         return made
@@ -459,7 +461,7 @@ class _ComingMaps:
         """Forget what was made ahead."""
         self._coming = None
 
-    def _make(self, used: list[int]) -> Sequence[Tensor]:
+    def _make(self, used: list[int]) -> Tensor | Sequence[Tensor]:
         with torch.cuda.stream(self._stream):
             return self._owner.maps(used)
 
