@@ -448,10 +448,18 @@ def _upload_table(run: Run) -> str | None:
         ):
             times = [run.transfers.get((f"{what}-{size}", way, views), {}).get(field) for way in UPLOADS]
             if any(times):
-                blocking, non_blocking, _, pinned, _ = times
-                ratios = [_times(blocking, non_blocking), _times(blocking, pinned)]
+                blocking, non_blocking, _, pinned, own_stream = times
+                ratios = [_times(blocking, other) for other in (non_blocking, pinned, own_stream)]
                 rows.append([size, str(views), until, *map(_number, times), *ratios])
-    head = ["upload", "views", "until", *UPLOADS.values(), "blocking / non_blocking", "/ pinned, non_blocking"]
+    head = [
+        "upload",
+        "views",
+        "until",
+        *UPLOADS.values(),
+        "blocking / non_blocking",
+        "/ pinned, non_blocking",
+        "/ own stream",
+    ]
     return _table(head, rows) if rows else None
 
 
@@ -465,9 +473,12 @@ def _download_table(run: Run) -> str | None:
                 for way in ("per-tensor", "batched")
             )
             cells += [_number(each), _number(batched), _times(each, batched)]
+            if not suffix:
+                cells.append(_number(run.transfers.get((f"download-{size}", "batched-kept", views), {}).get("ms")))
         if set(cells) != {"–"}:
             rows.append([size, str(views), *cells])
-    head = ["download", "views", "per tensor", "one batch", "ratio", "pinned, per tensor", "pinned, one batch", "ratio"]
+    head = ["download", "views", "per tensor", "one batch", "ratio", "to kept memory"]
+    head += ["pinned, per tensor", "pinned, one batch", "ratio"]
     return _table(head, rows) if rows else None
 
 
