@@ -136,6 +136,21 @@ def test_on_a_cpu_and_with_maps_that_are_there_nothing_is_ahead(scenes, monkeypa
     assert asked == [[0, 3], [2, 7, 10], [1, 2, 5], [3, 9]]
 
 
+def test_maps_that_lie_in_one_piece_are_handed_over_so(scenes, monkeypatch):
+    maps = A.maps.float()
+    views = synthesizer(scenes["cpu"], maps)
+    handed: list[Any] = []
+    whole = RapScene.render
+    monkeypatch.setattr(
+        RapScene, "render", lambda self, *args, **options: handed.append(options["feature_maps"]) or whole(
+            self, *args, **options)
+    )  # fmt: skip
+    images = views.render(POSES, WEIGHTS).images
+    assert [part.data_ptr() for part in handed] == [maps[i].data_ptr() for i in (0, 3, 6, 9)]
+    assert torch.equal(images, synthesizer(scenes["cpu"], list(maps)).render(POSES, WEIGHTS).images)
+    assert views.maps([]) == []
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("way", ["plain", "attempts", "brisque"])
 def test_every_way_gives_the_bits_of_single_views(way, device, scenes, ahead):

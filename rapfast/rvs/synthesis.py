@@ -348,14 +348,14 @@ class RandomViewSynthesizer:
         return pictures.to(self.dtype)
 
     def maps(self, ids: list[int]) -> Tensor | Sequence[Tensor]:
-        """Feature maps by number, of one image at least."""
+        """Feature maps by number."""
         if callable(self.references):
             return self.references(ids)
         for i in ids:
             if i >= len(self.references):
                 raise IndexError(f"there are feature maps of {len(self.references)} reference images, number {i} was "
                                  "asked for")  # fmt: skip
-        if isinstance(self.references, Tensor) and ids == list(range(ids[0], ids[0] + len(ids))):
+        if isinstance(self.references, Tensor) and ids and ids == list(range(ids[0], ids[0] + len(ids))):
             return self.references[ids[0] : ids[0] + len(ids)]  # in one piece
         return [self.references[i] for i in ids]
 
