@@ -38,16 +38,9 @@ RenderSizes read_sizes(Arguments& a) {
   s.record_capacity = a.get<int64_t>("record_capacity");
   s.capacity = a.get<int64_t>("capacity");
   s.keep_state = a.get<bool>("keep_state");
+  s.first_tile_row = a.get<int32_t>("first_tile_row");
+  s.n_tile_rows = a.get<int32_t>("n_tile_rows");
   return s;
-}
-
-int64_t render_scratch_size(const py::kwargs& kwargs) {
-  Arguments a(kwargs);
-  const RenderSizes sizes = read_sizes(a);
-  const int device = a.get<int>("device");
-  a.finish();
-  const DeviceGuard guard(device);
-  return scratch_size(sizes);
 }
 
 // Size in bytes of a call's state, and where its parts are. Asks no device.
@@ -58,6 +51,8 @@ py::dict state_layout_of(const py::kwargs& kwargs) {
   const StateLayout l = state_layout(sizes);
   py::dict out;
   out["size"] = l.size;
+  out["status"] = l.status;
+  out["n_invalid"] = l.n_invalid;
   out["image_offsets"] = l.image_offsets;
   out["tile_offsets"] = l.tile_offsets;
   out["records"] = l.records;
@@ -70,48 +65,89 @@ py::dict state_layout_of(const py::kwargs& kwargs) {
   return out;
 }
 
-void render(const py::kwargs& kwargs) {
-  Arguments a(kwargs);
-  RenderParams p;
-  read_project_inputs(a, p.project);
-  read_color_form(a, p.color);
-  p.with_net = a.get<bool>("with_net");
-  if (p.with_net) read_net_form(a, p.net);
-  p.sizes.n_channels = a.get<int64_t>("n_channels");
-  p.sizes.record_capacity = a.get<int64_t>("record_capacity");
-  p.sizes.capacity = a.get<int64_t>("capacity");
-  p.sizes.keep_state = a.get<bool>("keep_state");
-  p.alpha_cap = float(a.get<double>("alpha_cap"));
-  p.with_composite = a.get<bool>("with_composite");
-  read_composite_options(a, p.composite);
-  p.colors = a.pointer<float>("blended");
-  p.alphas = a.pointer<float>("alphas");
-  p.project.n_invalid = a.pointer<int64_t>("n_invalid");
-  p.state = a.pointer<char>("state");
-  p.scratch = a.pointer<char>("scratch");
-  p.counts = a.pointer<int64_t>("counts");
-  p.stage_events = a.pointer<const cudaEvent_t>("stage_events");
-  const Place place = read_place(a);
-  a.finish();
+// A call but for its addresses. Python keeps one for each form of call: reading sixty numbers by name
+// takes as long as launching all kernels.
+struct RenderPlan {
+  RenderParams params;
+  int device;
+  int64_t state_size, scratch_size;
 
-  RenderSizes& sizes = p.sizes;
-  sizes.n_scenes = p.color.n_scenes = p.project.n_scenes;
-  sizes.n_cameras = p.color.n_cameras = p.project.n_cameras;
-  sizes.n_gaussians = p.color.n_gaussians = p.project.n_gaussians;
-  sizes.width = p.color.width = p.composite.width = p.project.options.width;
-  sizes.height = p.color.height = p.composite.height = p.project.options.height;
-  p.color.means = p.project.means;
-  p.color.viewmats = p.project.viewmats;
-  p.color.Ks = p.project.Ks;
-  p.composite.n_images = sizes.n_scenes * sizes.n_cameras;
-  p.composite.n_channels = sizes.n_channels;
-  p.composite.n_color_channels =
-      p.color.depth_channel == DepthChannel::kOnly ? 0 : p.color.n_channels;
-  p.composite.colors = p.colors;
-  p.composite.alphas = p.alphas;
-  py::gil_scoped_release release;
-  render_cuda(p, place.device, place.stream);
-}
+  explicit RenderPlan(const py::kwargs& kwargs) {
+    Arguments a(kwargs);
+    RenderParams& p = params;
+    p = {};
+    read_project_form(a, p.project);
+    read_color_form(a, p.color);
+    p.with_net = a.get<bool>("with_net");
+    RenderSizes& sizes = p.sizes;
+    sizes.n_channels = a.get<int64_t>("n_channels");
+    sizes.record_capacity = a.get<int64_t>("record_capacity");
+    sizes.capacity = a.get<int64_t>("capacity");
+    sizes.keep_state = a.get<bool>("keep_state");
+    sizes.first_tile_row = a.get<int32_t>("first_tile_row");
+    sizes.n_tile_rows = a.get<int32_t>("n_tile_rows");
+    p.fixed_room = a.get<bool>("fixed_room");
+    p.alpha_cap = float(a.get<double>("alpha_cap"));
+    p.with_composite = a.get<bool>("with_composite");
+    read_composite_options(a, p.composite);
+    device = a.get<int>("device");
+    a.finish();
+
+    sizes.n_scenes = p.color.n_scenes = p.project.n_scenes;
+    sizes.n_cameras = p.color.n_cameras = p.project.n_cameras;
+    sizes.n_gaussians = p.color.n_gaussians = p.project.n_gaussians;
+    sizes.width = p.color.width = p.composite.width = p.project.options.width;
+    sizes.height = p.color.height = p.project.options.height;
+    p.composite.height = sizes.rows();
+    p.composite.n_images = sizes.n_scenes * sizes.n_cameras;
+    p.composite.n_channels = sizes.n_channels;
+    p.composite.n_color_channels =
+        p.color.depth_channel == DepthChannel::kOnly ? 0 : p.color.n_channels;
+    const DeviceGuard guard(device);
+    state_size = state_layout(sizes).size;
+    scratch_size = rapfast::scratch_size(sizes);
+  }
+
+  // Addresses, 0 for what is absent; `net` None or the arguments of read_net_form.
+  py::tuple run(uintptr_t means, uintptr_t quats, uintptr_t scales, uintptr_t covars, uintptr_t opacities,
+                uintptr_t viewmats, uintptr_t Ks, uintptr_t colors, uintptr_t backgrounds, uintptr_t mean,
+                uintptr_t std, uintptr_t blended, uintptr_t alphas, uintptr_t out, uintptr_t out_alphas,
+                uintptr_t state, uintptr_t scratch, uintptr_t worst, uintptr_t stage_events,
+                const py::object& net, uintptr_t stream) const {
+    RenderParams p = params;
+    p.project.means = p.color.means = reinterpret_cast<const float*>(means);
+    p.project.quats = reinterpret_cast<const float*>(quats);
+    p.project.scales = reinterpret_cast<const float*>(scales);
+    p.project.covars = reinterpret_cast<const float*>(covars);
+    p.project.opacities = reinterpret_cast<const float*>(opacities);
+    p.project.viewmats = p.color.viewmats = reinterpret_cast<const float*>(viewmats);
+    p.project.Ks = p.color.Ks = reinterpret_cast<const float*>(Ks);
+    p.color.colors = reinterpret_cast<const float*>(colors);
+    p.composite.backgrounds = reinterpret_cast<const float*>(backgrounds);
+    p.composite.mean = reinterpret_cast<const float*>(mean);
+    p.composite.std = reinterpret_cast<const float*>(std);
+    p.composite.colors = p.colors = reinterpret_cast<float*>(blended);
+    p.composite.alphas = p.alphas = reinterpret_cast<float*>(alphas);
+    p.composite.out = reinterpret_cast<void*>(out);
+    p.composite.out_alphas = reinterpret_cast<float*>(out_alphas);
+    p.state = reinterpret_cast<char*>(state);
+    p.scratch = reinterpret_cast<char*>(scratch);
+    p.worst = reinterpret_cast<RenderStatus*>(worst);
+    p.stage_events = reinterpret_cast<const cudaEvent_t*>(stage_events);
+    if (p.with_net) {
+      const py::kwargs arguments = py::reinterpret_borrow<py::kwargs>(net);
+      Arguments a(arguments);
+      read_net_form(a, p.net);
+      a.finish();
+    }
+    Counts counts;
+    {
+      py::gil_scoped_release release;
+      counts = render_cuda(p, device, reinterpret_cast<cudaStream_t>(stream));
+    }
+    return py::make_tuple(counts.n_records, counts.n_intersections);
+  }
+};
 
 // The stages one by one, for tests and for autograd. Their scratch is laid out as render's is.
 
@@ -302,9 +338,12 @@ void map_unfold(const py::kwargs& kwargs) {
 void bind_cuda(py::module_& m) {
   m.attr("view_size") = sizeof(DeviceView);
   m.def("state_layout", &state_layout_of);
-  m.def("render_scratch_size", &render_scratch_size);
   m.def("color_stride", &color_stride);
-  m.def("render_cuda", &render);
+  py::class_<RenderPlan>(m, "RenderPlan")
+      .def(py::init<const py::kwargs&>())
+      .def_readonly("state_size", &RenderPlan::state_size)
+      .def_readonly("scratch_size", &RenderPlan::scratch_size)
+      .def("run", &RenderPlan::run);
   m.def("project_scratch_size", &project_scratch_size);
   m.def("project_cuda", &project);
   m.def("color_cuda", &color);

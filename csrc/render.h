@@ -1,11 +1,14 @@
 // All stages of one call on the GPU, queued by one native call.
 #pragma once
 
+#include <algorithm>
+
 #include "bin.h"
 #include "blend.h"
 #include "color.h"
 #include "color_net.h"
 #include "composite.h"
+#include "cuda/scratch.h"
 #include "project.h"
 
 #if RAPFAST_WITH_CUDA
@@ -18,13 +21,28 @@ struct RenderSizes {
   int64_t n_channels;         // blended channels, depth included
   int64_t record_capacity;    // below 2^31
   int64_t capacity;           // intersections, below 2^31
-  bool keep_state;            // for a backward pass: per-pixel state too
+  bool keep_state;            // for a backward pass: tile lists, colours and per-pixel state too
+  // The rows of tiles that are drawn; all: 0 and ceil(height / 16). Images and what is kept per tile or
+  // pixel hold these rows alone, so that a view may be drawn in bands.
+  int32_t first_tile_row, n_tile_rows;
+
+  // Rows of pixels in them.
+  int32_t rows() const {
+    return std::min(kTileSize * n_tile_rows, height - kTileSize * first_tile_row);
+  }
 };
 
-// Offsets in bytes of the parts of a call's state: what meta shows and what a backward pass needs.
+// Offsets in bytes of the parts of a call's state: what meta shows and, from tile_offsets on and with
+// keep_state alone, what a backward pass needs besides.
 struct StateLayout {
-  int64_t image_offsets, tile_offsets, records, radii, gaussian_ids, record_colors,
-      tile_records, transmittances, last_ids, size;
+  int64_t status, n_invalid, image_offsets, records, radii, gaussian_ids, tile_offsets, tile_records,
+      record_colors, transmittances, last_ids, size;
+};
+
+// How much a call wanted, and whether there was less room: int64 [3] on the device.
+struct RenderStatus {
+  Counts counts;
+  int64_t overflowed;  // 0 or 1; written by calls with fixed room alone
 };
 
 int64_t color_stride(int64_t n_channels);
@@ -36,23 +54,49 @@ struct RenderParams {
   ProjectParams<float> project;   // inputs, options and n_invalid
   ColorParams<float> color;       // likewise
   bool with_net;                  // colours come from `net`, whose part `color` is the one above
-  ColorNetParams<float> net;      // its `views` are on the host
+  ColorNetParams<float> net;      // its `views` are on the host, and read before render_cuda returns
   float alpha_cap;
   CompositeParams<float> composite;
   bool with_composite;
-  float* colors;   // [I, H, W, D] blended
-  float* alphas;   // [I, H, W]
+  float* colors;   // [I, sizes.rows(), W, D] blended
+  float* alphas;   // [I, sizes.rows(), W]
   char* state;     // [state_layout(sizes).size]
   char* scratch;   // [scratch_size(sizes)]
-  int64_t* counts; // [2] on the host: records and intersections wanted
   // [6] events on the host, or null: recorded before the first stage and after each, for benchmarks.
   const cudaEvent_t* stage_events;
+  // The room is what it is: nothing is read back, so that the call may be captured in a CUDA graph, and
+  // where a count exceeds its capacity the outputs are NaN (integers 0) instead of incomplete.
+  bool fixed_room;
+  // With fixed_room, or null: the largest status since the caller cleared it, on the device.
+  RenderStatus* worst;
 };
 
-// Queues everything on `stream` of `device` and returns as soon as the counts are on the host, which
-// is while the blend still runs. Where a count exceeds its capacity the images are incomplete and
-// the caller comes again with more room.
-void render_cuda(const RenderParams& params, int device, cudaStream_t stream);
+// Queues everything on `stream` of `device`.
+//
+// Without fixed_room returns the counts of records and intersections wanted, as soon as they are on the
+// host, which is while the blend still runs. Where one exceeds its capacity the images are incomplete and
+// the caller comes again with more room. With fixed_room returns at once, with counts of -1.
+Counts render_cuda(const RenderParams& params, int device, cudaStream_t stream);
+
+// Memory to overwrite where a call had too little room.
+struct PoisonSpan {
+  void* begin;
+  int64_t bytes;
+  uint32_t pattern;  // repeated from the begin on
+};
+
+constexpr int kMaxPoisonSpans = 8;
+
+struct OverflowParams {
+  RenderStatus* status;
+  RenderStatus* worst;  // or null
+  int64_t record_capacity, capacity;
+  int32_t n_spans;
+  PoisonSpan spans[kMaxPoisonSpans];
+};
+
+// Sets status->overflowed by the counts beside it, and where it is 1 writes the spans.
+void overflow_cuda(const OverflowParams& params, cudaStream_t stream);
 
 }  // namespace rapfast
 

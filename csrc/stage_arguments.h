@@ -11,8 +11,9 @@
 
 namespace rapfast {
 
+// Sizes and options of the projection; the rest are addresses.
 template <typename T>
-void read_project_inputs(Arguments& a, ProjectParams<T>& p) {
+void read_project_form(Arguments& a, ProjectParams<T>& p) {
   p.n_scenes = a.get<int64_t>("n_scenes");
   p.n_cameras = a.get<int64_t>("n_cameras");
   p.n_gaussians = a.get<int64_t>("n_gaussians");
@@ -24,6 +25,12 @@ void read_project_inputs(Arguments& a, ProjectParams<T>& p) {
   p.options.near_plane = T(a.get<double>("near_plane"));
   p.options.far_plane = T(a.get<double>("far_plane"));
   p.options.radius_clip = T(a.get<double>("radius_clip"));
+}
+
+template <typename T>
+ProjectParams<T> read_project(Arguments& a) {
+  ProjectParams<T> p;
+  read_project_form(a, p);
   p.means = a.pointer<const T>("means");
   p.quats = a.pointer<const T>("quats");
   p.scales = a.pointer<const T>("scales");
@@ -31,12 +38,6 @@ void read_project_inputs(Arguments& a, ProjectParams<T>& p) {
   p.opacities = a.pointer<const T>("opacities");
   p.viewmats = a.pointer<const T>("viewmats");
   p.Ks = a.pointer<const T>("Ks");
-}
-
-template <typename T>
-ProjectParams<T> read_project(Arguments& a) {
-  ProjectParams<T> p;
-  read_project_inputs(a, p);
   p.capacity = a.get<int64_t>("capacity");
   p.records = a.pointer<Record<T>>("records");
   p.radii = a.pointer<int32_t>("radii");
@@ -53,7 +54,6 @@ void read_color_form(Arguments& a, ColorParams<T>& p) {
   p.n_channels = a.get<int64_t>("n_color_channels");
   p.per_camera = a.get<bool>("per_camera");
   p.depth_channel = static_cast<DepthChannel>(a.get<int32_t>("depth_channel"));
-  p.colors = a.pointer<const T>("colors");
 }
 
 template <typename T>
@@ -68,6 +68,7 @@ ColorParams<T> read_color(Arguments& a) {
   p.viewmats = a.pointer<const T>("viewmats");
   p.Ks = a.pointer<const T>("Ks");
   read_color_form(a, p);
+  p.colors = a.pointer<const T>("colors");
   p.capacity = a.get<int64_t>("capacity");
   p.color_stride = a.get<int64_t>("color_stride");
   p.gaussian_ids = a.pointer<const int32_t>("gaussian_ids");
@@ -151,7 +152,7 @@ BlendParams<T> read_blend(Arguments& a) {
   return p;
 }
 
-// What composite does to an image; the caller of `render` gives it under the same names.
+// What composite does to an image, addresses aside.
 template <typename T>
 void read_composite_options(Arguments& a, CompositeParams<T>& p) {
   p.out_width = a.get<int32_t>("out_width");
@@ -163,11 +164,6 @@ void read_composite_options(Arguments& a, CompositeParams<T>& p) {
   p.clamp_max = T(a.get<double>("clamp_max"));
   p.background_kind = static_cast<BackgroundKind>(a.get<int32_t>("background_kind"));
   p.pixel_type = static_cast<PixelType>(a.get<int32_t>("pixel_type"));
-  p.backgrounds = a.pointer<const T>("backgrounds");
-  p.mean = a.pointer<const T>("mean");
-  p.std = a.pointer<const T>("std");
-  p.out = a.pointer<void>("out");
-  p.out_alphas = a.pointer<T>("out_alphas");
 }
 
 template <typename T>
@@ -181,6 +177,11 @@ CompositeParams<T> read_composite(Arguments& a) {
   p.colors = a.pointer<const T>("colors");
   p.alphas = a.pointer<const T>("alphas");
   read_composite_options(a, p);
+  p.backgrounds = a.pointer<const T>("backgrounds");
+  p.mean = a.pointer<const T>("mean");
+  p.std = a.pointer<const T>("std");
+  p.out = a.pointer<void>("out");
+  p.out_alphas = a.pointer<T>("out_alphas");
   return p;
 }
 

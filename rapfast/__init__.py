@@ -11,12 +11,14 @@ from rapfast.cameras import Cameras
 from rapfast.io import load_ply, load_scene, save_ply, save_scene
 from rapfast.postprocess import PostProcess
 from rapfast.rasterization import rasterization
+from rapfast.renderer import Renderer
 from rapfast.scene import Scene
 
 __all__ = [
     "Cameras",
     "PostProcess",
     "RapScene",
+    "Renderer",
     "Scene",
     "__version__",
     "load_ply",

@@ -6,6 +6,7 @@ from the records the call kept and never from its inputs, which an optimizer may
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from functools import cached_property
@@ -28,13 +29,17 @@ _LAZY = object()
 class Meta(dict):
     """A dict some of whose entries are made, once, on the first look."""
 
-    def __init__(self, entries: dict[str, Any], maker: _Maker | None = None) -> None:
+    def __init__(self, entries: dict[str, Any], maker: _Maker | None = None, is_live: bool = False) -> None:
+        """``is_live``: each look makes an entry anew, for the next one may find another."""
         super().__init__(entries)
         self._maker = maker
+        self._is_live = is_live
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
         if value is _LAZY:
+            if self._is_live:
+                return getattr(copy.copy(self._maker), key)
             value = getattr(self._maker, key)
             super().__setitem__(key, value)
         return value
@@ -72,7 +77,7 @@ class Meta(dict):
         return ItemsView(self)
 
     def copy(self) -> Meta:
-        return Meta(dict(super().items()), self._maker)
+        return Meta(dict(super().items()), self._maker, self._is_live)
 
     def __repr__(self) -> str:
         return f"Meta({', '.join(self)})"
@@ -87,26 +92,44 @@ class _Maker:
     def __init__(
         self,
         make_records: Callable[[], Records],
-        device: torch.device,
-        batch_dims: tuple[int, ...],
-        n_cameras: int,
+        make_n_invalid: Callable[[], Tensor],
+        make_overflowed: Callable[[], Tensor] | None,
+        image_dims: tuple[int, ...],
         n_gaussians: int,
-        width: int,
-        height: int,
+        tiles: tuple[int, int],
         packed: bool,
     ) -> None:
         self._make_records = make_records
-        self._device = device
-        self._n_cameras = n_cameras
+        self._make_n_invalid = make_n_invalid
+        self._make_overflowed = make_overflowed
+        self._image_dims = image_dims
         self._n_gaussians = n_gaussians
-        self._image_dims = (*batch_dims, n_cameras)
-        self._n_images = math.prod(self._image_dims)
-        self._tiles_x, self._tiles_y = tile_grid(width, height)
+        self._tiles_x, self._tiles_y = tiles
         self._packed = packed
+
+    @property
+    def n_invalid(self) -> Tensor:
+        return self._make_n_invalid().reshape(self._image_dims)
+
+    @property
+    def overflowed(self) -> Tensor:
+        return self._make_overflowed()
 
     @cached_property
     def _projected(self) -> Records:
         return self._make_records()
+
+    @property
+    def _n_cameras(self) -> int:
+        return self._image_dims[-1]
+
+    @property
+    def _n_images(self) -> int:
+        return math.prod(self._image_dims)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._projected.records.device
 
     @cached_property
     def _image_ids(self) -> Tensor:
@@ -213,47 +236,50 @@ class _Maker:
 
 def build_meta(
     make_records: Callable[[], Records],
-    n_invalid: Tensor,
+    make_n_invalid: Callable[[], Tensor],
     batch_dims: tuple[int, ...],
     n_cameras: int,
     n_gaussians: int,
     width: int,
     height: int,
     packed: bool,
+    make_overflowed: Callable[[], Tensor] | None = None,
 ) -> Meta:
     """The meta of one call, with gsplat 1.5.3's keys, shapes and dtypes, and ``n_invalid`` [..., C] (int64):
     Gaussians of each view that were culled because they are not finite or degenerate.
 
-    ``make_records`` gives the call's records, when the first entry that needs them is asked for.
+    The functions give the call's records and counts, when the first entry that needs them is asked for. That of a
+    call captured in a CUDA graph has ``make_overflowed``: each entry is then of the last replay at each look, and
+    ``overflowed`` (int64 [], on the device) is 1 where that had too little room and drew nothing but NaN.
 
     Packed, per-record tensors are [M, ...] in order of image, then Gaussian. Dense, they are [..., C, N, ...] and
     0 where the Gaussian is not visible. The tile entries follow gsplat's bounding-box rule.
     """
-    maker = _Maker(make_records, n_invalid.device, batch_dims, n_cameras, n_gaussians, width, height, packed)
+    tiles = tiles_x, tiles_y = tile_grid(width, height)
+    maker = _Maker(make_records, make_n_invalid, make_overflowed, (*batch_dims, n_cameras), n_gaussians, tiles, packed)
     ids = _LAZY if packed else None
-    tiles_x, tiles_y = tile_grid(width, height)
-    return Meta(
-        {
-            "batch_ids": ids,
-            "camera_ids": ids,
-            "gaussian_ids": ids,
-            "radii": _LAZY,
-            "means2d": _LAZY,
-            "depths": _LAZY,
-            "conics": _LAZY,
-            "opacities": _LAZY,
-            "tile_width": tiles_x,
-            "tile_height": tiles_y,
-            "tiles_per_gauss": _LAZY,
-            "isect_ids": _LAZY,
-            "flatten_ids": _LAZY,
-            "isect_offsets": _LAZY,
-            "width": width,
-            "height": height,
-            "tile_size": TILE_SIZE,
-            "n_batches": math.prod(batch_dims),
-            "n_cameras": n_cameras,
-            "n_invalid": n_invalid.reshape(*batch_dims, n_cameras),
-        },
-        maker,
-    )
+    entries = {
+        "batch_ids": ids,
+        "camera_ids": ids,
+        "gaussian_ids": ids,
+        "radii": _LAZY,
+        "means2d": _LAZY,
+        "depths": _LAZY,
+        "conics": _LAZY,
+        "opacities": _LAZY,
+        "tile_width": tiles_x,
+        "tile_height": tiles_y,
+        "tiles_per_gauss": _LAZY,
+        "isect_ids": _LAZY,
+        "flatten_ids": _LAZY,
+        "isect_offsets": _LAZY,
+        "width": width,
+        "height": height,
+        "tile_size": TILE_SIZE,
+        "n_batches": math.prod(batch_dims),
+        "n_cameras": n_cameras,
+        "n_invalid": _LAZY,
+    }
+    if make_overflowed is not None:
+        entries["overflowed"] = _LAZY
+    return Meta(entries, maker, is_live=make_overflowed is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -126,30 +126,17 @@ def rasterization(
 
     EWA splatting follows Zwicker et al. 2001 and Kerbl et al. 2023; docs/numerics.md has each formula's source.
     """
-    _refuse_unsupported(
-        tile_size=(tile_size, tile_size == 16),
-        distributed=(distributed, distributed is False),
-        with_ut=(with_ut, with_ut is False),
-        with_eval3d=(with_eval3d, with_eval3d is False),
-        radial_coeffs=(radial_coeffs, radial_coeffs is None),
-        tangential_coeffs=(tangential_coeffs, tangential_coeffs is None),
-        thin_prism_coeffs=(thin_prism_coeffs, thin_prism_coeffs is None),
-        ftheta_coeffs=(ftheta_coeffs, ftheta_coeffs is None),
-        rolling_shutter=(rolling_shutter, getattr(rolling_shutter, "name", rolling_shutter) in (None, "GLOBAL")),
-        viewmats_rs=(viewmats_rs, viewmats_rs is None),
-        camera_model=(camera_model, camera_model != "ftheta"),
-    )
-    check.choice("backend", backend, BACKENDS)
-    check.integer("channel_chunk", channel_chunk, 1, 1 << 31)
-    check.flag("segmented", segmented)
-    check.flag("absgrad", absgrad)
-    check.flag("packed", packed)
-    settings = _check_settings(
-        width, height, near_plane, far_plane, radius_clip, eps2d, sh_degree, render_mode, rasterize_mode, camera_model,
+    options = (
+        width, height, near_plane, far_plane, radius_clip, eps2d, sh_degree, packed, tile_size, render_mode,
+        sparse_grad, absgrad, rasterize_mode, channel_chunk, distributed, camera_model, segmented, with_ut, with_eval3d,
+        radial_coeffs, tangential_coeffs, thin_prism_coeffs, ftheta_coeffs, rolling_shutter, viewmats_rs, backend,
         alpha_cap,
     )  # fmt: skip
+    # A loop's calls have the same options, whose checks take longer than all launches.
+    plain = _PLAIN_TYPES.issuperset(map(type, options))
+    settings = _check_options_once(*options) if plain else _check_options(*options)
     inputs = _check_inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, settings)
-    if check.flag("sparse_grad", sparse_grad):
+    if sparse_grad:
         if not packed:
             raise ValueError("sparse_grad must be False with packed=False, got True")
         if means.dim() != 2:
@@ -256,6 +243,44 @@ class _Inputs(NamedTuple):
     backgrounds: Tensor | None
 
 
+def _check_options(
+    width: Any, height: Any, near_plane: Any, far_plane: Any, radius_clip: Any, eps2d: Any, sh_degree: Any, packed: Any,
+    tile_size: Any, render_mode: Any, sparse_grad: Any, absgrad: Any, rasterize_mode: Any, channel_chunk: Any,
+    distributed: Any, camera_model: Any, segmented: Any, with_ut: Any, with_eval3d: Any, radial_coeffs: Any,
+    tangential_coeffs: Any, thin_prism_coeffs: Any, ftheta_coeffs: Any, rolling_shutter: Any, viewmats_rs: Any,
+    backend: Any, alpha_cap: Any,
+) -> _Settings:  # fmt: skip
+    """Checks all arguments of `rasterization` that are neither tensors nor ``postprocess``."""
+    _refuse_unsupported(
+        tile_size=(tile_size, tile_size == 16),
+        distributed=(distributed, distributed is False),
+        with_ut=(with_ut, with_ut is False),
+        with_eval3d=(with_eval3d, with_eval3d is False),
+        radial_coeffs=(radial_coeffs, radial_coeffs is None),
+        tangential_coeffs=(tangential_coeffs, tangential_coeffs is None),
+        thin_prism_coeffs=(thin_prism_coeffs, thin_prism_coeffs is None),
+        ftheta_coeffs=(ftheta_coeffs, ftheta_coeffs is None),
+        rolling_shutter=(rolling_shutter, getattr(rolling_shutter, "name", rolling_shutter) in (None, "GLOBAL")),
+        viewmats_rs=(viewmats_rs, viewmats_rs is None),
+        camera_model=(camera_model, camera_model != "ftheta"),
+    )
+    check.choice("backend", backend, BACKENDS)
+    check.integer("channel_chunk", channel_chunk, 1, 1 << 31)
+    check.flag("segmented", segmented)
+    check.flag("absgrad", absgrad)
+    check.flag("packed", packed)
+    check.flag("sparse_grad", sparse_grad)
+    return _check_settings(
+        width, height, near_plane, far_plane, radius_clip, eps2d, sh_degree, render_mode, rasterize_mode, camera_model,
+        alpha_cap,
+    )  # fmt: skip
+
+
+_check_options_once = lru_cache(maxsize=256, typed=True)(_check_options)
+_PLAIN_TYPES = frozenset({int, float, bool, str, type(None)})
+"""Types whose values cannot change behind `_check_options_once`."""
+
+
 def _check_settings(
     width: Any, height: Any, near_plane: Any, far_plane: Any, radius_clip: Any, eps2d: Any, sh_degree: Any,
     render_mode: Any, rasterize_mode: Any, camera_model: Any, alpha_cap: Any,
@@ -291,6 +316,10 @@ def _check_inputs(
     means: Any, quats: Any, scales: Any, covars: Any, opacities: Any, colors: Any, viewmats: Any, Ks: Any,
     backgrounds: Any, s: _Settings, network: ops.Network | None = None,
 ) -> _Inputs:  # fmt: skip
+    if covars is None and backgrounds is None and network is None:
+        inputs = _Inputs(means, quats, scales, None, opacities, colors, viewmats, Ks, None)
+        if _fit_at_a_glance(inputs, s.sh_degree):
+            return inputs
     check.floating_tensor("means", means, "[..., N, 3]")
     if means.dim() < 2 or means.shape[-1] != 3:
         raise ValueError(f"means must be [..., N, 3], got {check.describe(means)}")
@@ -335,6 +364,41 @@ def _check_max_memory(max_memory: Any) -> int | None:
     return None if max_memory is None else check.integer("max_memory", max_memory, 1, 1 << 62, " bytes")
 
 
+def _fit_at_a_glance(inputs: _Inputs, sh_degree: int | None) -> bool:
+    """Whether these are right and of the commonest form: one scene, quats and scales, colours shared by the cameras,
+    no background. False says nothing; True saves the checks that can tell what is wrong, which take five times as
+    long."""
+    means, quats, scales, _, opacities, colors, viewmats, Ks, _ = inputs
+    if not isinstance(means, Tensor) or means.dim() != 2:
+        return False
+    dtype, device, n = means.dtype, means.device, means.shape[0]
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return False
+    for tensor in (means, quats, scales, opacities, colors, viewmats, Ks):
+        if not (
+            isinstance(tensor, Tensor)
+            and tensor.dtype is dtype
+            and tensor.device == device
+            and tensor.layout is torch.strided
+        ):
+            return False
+    c, color_shape = viewmats.shape[0] if viewmats.dim() else 0, colors.shape
+    if sh_degree is None:
+        fits = len(color_shape) == 2 and color_shape[0] == n and color_shape[1] >= 1
+    else:
+        fits = len(color_shape) == 3 and color_shape[::2] == (n, 3) and color_shape[1] >= (sh_degree + 1) ** 2
+    return (
+        fits
+        and means.shape == (n, 3)
+        and quats.shape == (n, 4)
+        and scales.shape == (n, 3)
+        and opacities.shape == (n,)
+        and viewmats.shape == (c, 4, 4)
+        and Ks.shape == (c, 3, 3)
+        and n < 1 << 31
+    )
+
+
 def _color_channels(colors: Tensor | None, network: ops.Network | None) -> int:
     return colors.shape[-1] if network is None else network.n_channels
 
@@ -361,17 +425,22 @@ def _rapfast(
     network: ops.Network | None = None, network_input: ops.NetworkInput | None = None, max_memory: int | None = None,
 ) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
     if torch.is_grad_enabled():
-        for name, tensor in inputs._asdict().items():
-            if tensor is not None and tensor.requires_grad:
-                raise NotImplementedError(
-                    f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for the "
-                    'image alone, or use backend="gsplat" (on a GPU) or backend="reference" for gradients'
-                )
+        refuse_gradients(inputs)
     device = inputs.means.device
     if device.type == "cuda":
         require_cuda(inputs.means)
     elif device.type != "cpu":
         raise NotImplementedError(f"means must be on a CPU or CUDA device, got {check.describe(inputs.means)}")
+    projection = {
+        "camera_model": s.camera_model, "antialiased": s.antialiased, "eps2d": s.eps2d, "near_plane": s.near_plane,
+        "far_plane": s.far_plane, "radius_clip": s.radius_clip,
+    }  # fmt: skip
+    if device.type == "cuda" and max_memory is None:
+        try:
+            return _at_once(inputs, s, packed, postprocess, network, network_input, projection)
+        except split.TooLarge:
+            if torch.cuda.is_current_stream_capturing():
+                raise
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
     b = math.prod(batch_dims)
 
@@ -381,17 +450,11 @@ def _rapfast(
             return None
         if tensor.requires_grad:
             tensor = tensor.detach()
-        if not batch_dims:
-            return tensor.contiguous().unsqueeze(0)
         return tensor.reshape(b, *tensor.shape[len(batch_dims) :]).contiguous()
 
     means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = map(flat, inputs)
     if backgrounds is not None:
         backgrounds = backgrounds.flatten(0, 1)
-    projection = {
-        "camera_model": s.camera_model, "antialiased": s.antialiased, "eps2d": s.eps2d, "near_plane": s.near_plane,
-        "far_plane": s.far_plane, "radius_clip": s.radius_clip,
-    }  # fmt: skip
     has_colors = s.render_mode not in ("D", "ED")
     views = split.Inputs(
         means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds if has_colors else None,
@@ -420,6 +483,7 @@ def _rapfast(
             rendered = ops.render(
                 *part[:9], s.width, s.height, **projection, sh_degree=s.sh_degree, render_mode=s.render_mode,
                 alpha_cap=s.alpha_cap, postprocess=postprocess, network=network, network_input=part.network_input,
+                max_bytes=max_bytes,
             )  # fmt: skip
             return _kept(rendered)
 
@@ -434,8 +498,67 @@ def _rapfast(
     renderer = split.Renderer(whole, band, finish, output_bytes, blended_bytes, comfortable)
     rendered = split.render(renderer, views, s.height, max_memory)
     images, alphas = rendered.images, rendered.alphas
-    meta = build_meta(rendered.make_records, rendered.n_invalid, batch_dims, c, n, s.width, s.height, packed)
+    meta = build_meta(rendered.make_records, lambda: rendered.n_invalid, batch_dims, c, n, s.width, s.height, packed)
     return images.reshape(*batch_dims, c, *images.shape[1:]), alphas.reshape(*batch_dims, c, *alphas.shape[1:]), meta
+
+
+_BUILT_WITH_CUDA = native.build_info()["cuda"] is not None
+
+
+def refuse_gradients(inputs: _Inputs) -> None:
+    """Raises where a gradient is wanted of an input; for callers under torch.enable_grad."""
+    for name, tensor in zip(inputs._fields, inputs, strict=True):
+        if tensor is not None and tensor.requires_grad:
+            raise NotImplementedError(
+                f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for the "
+                'image alone, or use backend="gsplat" (on a GPU) or backend="reference" for gradients'
+            )
+
+
+def _at_once(
+    inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None, network: ops.Network | None,
+    network_input: ops.NetworkInput | None, projection: dict[str, Any],
+) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
+    """All views in one native call on a GPU, with little before its first launch.
+
+    Raises: TooLarge where they must be split, or should be: many views together are no faster than groups of them.
+    """
+    means, viewmats = inputs.means, inputs.viewmats
+    batch_dims, n, c = means.shape[:-2], means.shape[-2], viewmats.shape[-3]
+    means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = [
+        t if t is None or t.is_contiguous() else t.contiguous() for t in inputs
+    ]
+    if backgrounds is not None and batch_dims:
+        backgrounds = backgrounds.flatten(0, len(batch_dims))
+    rendered = ops.render(
+        means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, s.width, s.height,
+        **projection, sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap,
+        postprocess=postprocess, network=network, network_input=network_input,
+        max_bytes=_COMFORTABLE if batch_dims.numel() * c > split.TOGETHER else None,
+    )  # fmt: skip
+    images, alphas = rendered.images, rendered.alphas
+
+    def make_records() -> ops.Records:
+        return ops.state_records(rendered)
+
+    make_overflowed = None
+    if rendered.n_records < 0:  # captured in a CUDA graph: each replay writes the state anew
+
+        def make_n_invalid() -> Tensor:
+            return rendered.n_invalid
+
+        def make_overflowed() -> Tensor:
+            return rendered.status[2]
+
+    else:
+
+        def make_n_invalid() -> Tensor:
+            return rendered.n_invalid.clone()
+
+    meta = build_meta(make_records, make_n_invalid, batch_dims, c, n, s.width, s.height, packed, make_overflowed)
+    if batch_dims:
+        images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (images, alphas))
+    return images, alphas, meta
 
 
 def _kept(rendered: Rendered) -> split.Views:
@@ -497,8 +620,7 @@ def _view_bytes(means: Tensor, n_color_channels: int, s: _Settings, postprocess:
 
 def require_cuda(means: Tensor) -> None:
     """Raises where ``means``, which lies on a CUDA device, cannot be rendered there."""
-    info = native.build_info()
-    if info["cuda"] is None:
+    if not _BUILT_WITH_CUDA:
         raise NotImplementedError(
             f"means must be on cpu, got {check.describe(means)}: this rapfast was built without CUDA. Install it where "
             "nvcc is found (RAPFAST_CUDA=1 pip install -e .), or move the tensors to the CPU"

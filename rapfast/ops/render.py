@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from rapfast.ops._library import RECORD_FIELDS, address, aligned, cuda_arguments, define, native, scratch
-from rapfast.ops.color import DEPTH_CHANNELS, form_arguments, output_channels
+from rapfast.ops._library import RECORD_FIELDS, TILE_SIZE, address, aligned, current_stream, define, native, scratch
+from rapfast.ops.color import DEPTH_CHANNELS, output_channels
 from rapfast.ops.color_net import SCHEMA, Network, NetworkInput, net_arguments, operator_arguments, view_table
-from rapfast.ops.composite import PIXEL_TYPES, option_arguments, output_tensors
-from rapfast.ops.project import CAMERA_MODELS, Records, input_arguments, without_dead
+from rapfast.ops.composite import PIXEL_TYPES, output_tensors
+from rapfast.ops.project import CAMERA_MODELS, Records, without_dead
+from rapfast.ops.split import TooLarge
 from rapfast.postprocess import PostProcess
 
 MAX_INDEX = (1 << 31) - 1
@@ -27,6 +29,8 @@ MAX_INDEX = (1 << 31) - 1
 _FIRST_RECORDS = 0.15
 _FIRST_INTERSECTIONS = 4.0
 _HEADROOM = 1.125
+
+_NO_POST = PostProcess()
 
 
 class _Sizes(NamedTuple):
@@ -39,6 +43,21 @@ class _Sizes(NamedTuple):
     record_capacity: int
     capacity: int
     keep_state: bool
+    first_tile_row: int
+    n_tile_rows: int
+
+    @property
+    def n_images(self) -> int:
+        return self.n_scenes * self.n_cameras
+
+    @property
+    def rows(self) -> int:
+        """Of pixels, in the rows of tiles that are drawn."""
+        return _pixel_rows(self.height, self.first_tile_row, self.n_tile_rows)
+
+
+def _pixel_rows(height: int, first_tile_row: int, n_tile_rows: int) -> int:
+    return min(TILE_SIZE * n_tile_rows, height - TILE_SIZE * first_tile_row)
 
 
 @lru_cache(maxsize=256)
@@ -47,106 +66,218 @@ def _layout(sizes: _Sizes) -> dict[str, int]:
 
 
 @lru_cache(maxsize=256)
-def _scratch_size(sizes: _Sizes, device: int) -> int:
-    return native.render_scratch_size(**sizes._asdict(), device=device)
+def _plan(
+    device, n_scenes, n_cameras, n_gaussians, width, height, n_channels, record_capacity, capacity, keep_state,
+    first_tile_row, n_tile_rows, fixed_room, camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip,
+    sh_degree, n_bases, n_color_channels, per_camera, depth_channel, with_net, alpha_cap, with_composite,
+    expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first, background_kind, pixel_type,
+):  # fmt: skip
+    """A call in the native module's form, but for its addresses: what a loop's next call will ask for again."""
+    return native.RenderPlan(
+        device=device,
+        n_scenes=n_scenes,
+        n_cameras=n_cameras,
+        n_gaussians=n_gaussians,
+        width=width,
+        height=height,
+        n_channels=n_channels,
+        record_capacity=record_capacity,
+        capacity=capacity,
+        keep_state=keep_state,
+        first_tile_row=first_tile_row,
+        n_tile_rows=n_tile_rows,
+        fixed_room=fixed_room,
+        camera_model=camera_model,
+        antialiased=antialiased,
+        eps2d=eps2d,
+        near_plane=near_plane,
+        far_plane=far_plane,
+        radius_clip=radius_clip,
+        sh_degree=sh_degree,
+        n_bases=n_bases,
+        n_color_channels=n_color_channels,
+        per_camera=per_camera,
+        depth_channel=depth_channel,
+        with_net=with_net,
+        alpha_cap=alpha_cap,
+        with_composite=with_composite,
+        expected_depth=expected_depth,
+        clamp=clamp_min is not None,
+        clamp_min=0.0 if clamp_min is None else clamp_min,
+        clamp_max=0.0 if clamp_max is None else clamp_max,
+        out_height=out_height,
+        out_width=out_width,
+        channels_first=channels_first,
+        background_kind=background_kind,
+        pixel_type=pixel_type,
+    )
 
 
 @lru_cache(maxsize=64)
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers on the device. Copied there once: each copy from ordinary memory stops the stream."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"the numbers {values} of postprocess are not on {device} yet and cannot be copied there while a CUDA "
+            "graph is captured: render once with this postprocess before the capture"
+        )
     tensor = torch.tensor(values, dtype=torch.float32, device=device)
     torch.cuda.current_stream(device).synchronize()  # other streams will read it too
     return tensor
 
 
-def _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state):
-    return _Sizes(
-        means.shape[0], viewmats.shape[1], means.shape[1], width, height,
-        output_channels(colors, depth_channel), record_capacity, capacity, keep_state,
+class _Buffers(NamedTuple):
+    blended: Tensor  # [I, rows, W, D]
+    alphas: Tensor  # [I, rows, W, 1]
+    out: Tensor  # [I, h, w, D] or [I, D, h, w]; `blended` where nothing is asked of it
+    out_alphas: Tensor  # [I, h, w, 1]; likewise
+    state: Tensor
+    scratch: Tensor
+
+
+def _allocate(
+    plan, means, n_images, width, rows, n_channels, with_composite, out_height, out_width, channels_first, pixel_type,
+    out,
+) -> _Buffers:  # fmt: skip
+    """``out`` are images and alphas to write to, or None."""
+    if out is not None and not with_composite:
+        blended, alphas = out
+    else:
+        blended = means.new_empty((n_images, rows, width, n_channels))
+        alphas = means.new_empty((n_images, rows, width, 1))
+    images, out_alphas = blended, alphas
+    if with_composite:
+        images, out_alphas = out or output_tensors(blended, out_height, out_width, channels_first, pixel_type)
+    state, room = scratch(means, plan.state_size), scratch(means, plan.scratch_size)
+    return _Buffers(blended, alphas, images, out_alphas, state, room)
+
+
+class Memory:
+    """What calls with fixed room work and draw in, kept from one to the next. The first call must be of the most
+    images; the form of all is the same.
+
+    ``worst`` [3] int64 is the largest `Rendered.status` since it was last cleared.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.buffers: _Buffers | None = None
+        self.worst = torch.zeros(3, dtype=torch.int64, device=device)
+
+
+def _plan_of(
+    means, viewmats, colors, backgrounds, width, height, camera_model, antialiased, eps2d, near_plane, far_plane,
+    radius_clip, sh_degree, per_camera, depth_channel, alpha_cap, with_composite, expected_depth, clamp_min,
+    clamp_max, out_height, out_width, channels_first, pixel_type, record_capacity, capacity, keep_state,
+    first_tile_row, n_tile_rows, fixed_room, with_net,
+):  # fmt: skip
+    """The plan of a call, its number of images and that of blended channels."""
+    *batch, n_gaussians, _ = means.shape
+    n_scenes, n_cameras = math.prod(batch), viewmats.shape[-3]
+    n_channels = output_channels(colors, depth_channel)
+    plan = _plan(
+        means.get_device(), n_scenes, n_cameras, n_gaussians, width, height, n_channels, record_capacity, capacity,
+        keep_state, first_tile_row, n_tile_rows, fixed_room, camera_model, antialiased, eps2d, near_plane, far_plane,
+        radius_clip, sh_degree, colors.shape[-2] if sh_degree >= 0 else 1, 3 if colors is None else colors.shape[-1],
+        per_camera, depth_channel, with_net, alpha_cap, with_composite, expected_depth, clamp_min, clamp_max,
+        out_height, out_width, channels_first, 0 if backgrounds is None else 1 if backgrounds.dim() == 2 else 2,
+        pixel_type,
     )  # fmt: skip
+    return plan, n_scenes * n_cameras, n_channels
 
 
-def _cuda(
+def _run(
     means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, width, height,
     camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, per_camera, depth_channel,
     alpha_cap, with_composite, expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first,
-    pixel_type, record_capacity, capacity, keep_state, net, maps, map_ids, view_weights, net_form, net_layers,
-    coord_scale, stage_events=None,
+    pixel_type, record_capacity, capacity, keep_state, first_tile_row, n_tile_rows, fixed_room, net, maps,
+    map_ids, view_weights, net_form, net_layers, coord_scale, stage_events=None, memory=None, out=None,
 ):  # fmt: skip
-    device = means.device
-    sizes = _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state)
+    """Images, alphas, state, and the counts as plain numbers (-1 with ``fixed_room``)."""
+    plan, n_images, n_channels = _plan_of(
+        means, viewmats, colors, backgrounds, width, height, camera_model, antialiased, eps2d, near_plane, far_plane,
+        radius_clip, sh_degree, per_camera, depth_channel, alpha_cap, with_composite, expected_depth, clamp_min,
+        clamp_max, out_height, out_width, channels_first, pixel_type, record_capacity, capacity, keep_state,
+        first_tile_row, n_tile_rows, fixed_room, bool(net),
+    )  # fmt: skip
     quats, colors = aligned(quats), aligned(colors)
-    n_images = sizes.n_scenes * sizes.n_cameras
-    blended = means.new_empty((n_images, height, width, sizes.n_channels))
-    alphas = means.new_empty((n_images, height, width, 1))
-    out, out_alphas = blended, alphas
-    if with_composite:
-        out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
-    n_invalid = means.new_empty((n_images,), dtype=torch.int64)
-    state = scratch(means, _layout(sizes)["size"])
-    room = scratch(means, _scratch_size(sizes, device.index))
-    counts = torch.empty(2, dtype=torch.int64)
-    network = {"with_net": bool(net)}
+    buffers = None if memory is None else memory.buffers
+    if buffers is None:
+        buffers = _allocate(
+            plan, means, n_images, width, _pixel_rows(height, first_tile_row, n_tile_rows), n_channels, with_composite,
+            out_height, out_width, channels_first, pixel_type, out,
+        )  # fmt: skip
+        if memory is not None:
+            memory.buffers = buffers
+    blended, alphas, images, out_alphas, state, room = buffers
+    network = None
     if net:
         views, layers = view_table(maps, map_ids, view_weights), torch.tensor(net_layers, dtype=torch.int64)
-        network |= net_arguments(net, net_form, net_layers, coord_scale, views, layers)
-    native.render_cuda(
-        **cuda_arguments(means),
-        **input_arguments(
-            means, quats, scales, covars, opacities, viewmats, Ks, width, height, camera_model, antialiased, eps2d,
-            near_plane, far_plane, radius_clip,
-        ),
-        **form_arguments(colors, sh_degree, per_camera, depth_channel),
-        **network,
-        n_channels=sizes.n_channels,
-        record_capacity=record_capacity,
-        capacity=capacity,
-        keep_state=keep_state,
-        alpha_cap=alpha_cap,
-        with_composite=with_composite,
-        **option_arguments(
-            out, out_alphas, backgrounds, mean, std, expected_depth, clamp_min, clamp_max, out_height, out_width,
-            channels_first, pixel_type,
-        ),
-        blended=address(blended),
-        alphas=address(alphas),
-        n_invalid=address(n_invalid),
-        state=address(state),
-        scratch=address(room),
-        counts=address(counts),
-        stage_events=address(stage_events),
+        network = net_arguments(net, net_form, net_layers, coord_scale, views, layers)
+    counts = plan.run(
+        address(means), address(quats), address(scales), address(covars), address(opacities), address(viewmats),
+        address(Ks), address(colors), address(backgrounds), address(mean), address(std), address(blended),
+        address(alphas), address(images), address(out_alphas), address(state), address(room),
+        0 if memory is None else address(memory.worst), address(stage_events), network,
+        current_stream(means.get_device()),
     )  # fmt: skip
-    return out, out_alphas, n_invalid, state, counts
+    if memory is not None:
+        images, out_alphas = images[:n_images], out_alphas[:n_images]
+    return images, out_alphas, state, counts
+
+
+def _cuda(*arguments):
+    *outputs, counts = _run(*arguments)
+    return *outputs, torch.tensor(counts, dtype=torch.int64)
 
 
 def _fake(
     means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, width, height,
     camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, per_camera, depth_channel,
     alpha_cap, with_composite, expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first,
-    pixel_type, record_capacity, capacity, keep_state, net, maps, map_ids, view_weights, net_form, net_layers,
-    coord_scale,
+    pixel_type, record_capacity, capacity, keep_state, first_tile_row, n_tile_rows, fixed_room, net, maps,
+    map_ids, view_weights, net_form, net_layers, coord_scale,
 ):  # fmt: skip
-    sizes = _sizes(means, viewmats, colors, width, height, depth_channel, record_capacity, capacity, keep_state)
-    n_images = sizes.n_scenes * sizes.n_cameras
-    blended = means.new_empty((n_images, height, width, sizes.n_channels))
-    out, out_alphas = blended, means.new_empty((n_images, height, width, 1))
+    sizes = _Sizes(
+        math.prod(means.shape[:-2]), viewmats.shape[-3], means.shape[-2], width, height,
+        output_channels(colors, depth_channel), record_capacity, capacity, keep_state, first_tile_row, n_tile_rows,
+    )  # fmt: skip
+    blended = means.new_empty((sizes.n_images, sizes.rows, width, sizes.n_channels))
+    out, out_alphas = blended, means.new_empty((sizes.n_images, sizes.rows, width, 1))
     if with_composite:
         out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
-    n_invalid = means.new_empty((n_images,), dtype=torch.int64)
     state = means.new_empty((_layout(sizes)["size"],), dtype=torch.uint8)
-    return out, out_alphas, n_invalid, state, torch.empty(2, dtype=torch.int64)
+    return out, out_alphas, state, torch.empty(2, dtype=torch.int64)
 
 
+# Images, alphas, state, and on the host the records and intersections wanted.
 render_op = define(
     "render(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, Tensor Ks, "
     "Tensor? colors, Tensor? backgrounds, Tensor? mean, Tensor? std, int width, int height, int camera_model, "
     "bool antialiased, float eps2d, float near_plane, float far_plane, float radius_clip, int sh_degree, "
     "bool per_camera, int depth_channel, float alpha_cap, bool with_composite, bool expected_depth, "
     "float? clamp_min, float? clamp_max, int out_height, int out_width, bool channels_first, int pixel_type, "
-    "int record_capacity, int capacity, bool keep_state, " + SCHEMA + ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "int record_capacity, int capacity, bool keep_state, int first_tile_row, int n_tile_rows, bool fixed_room, "
+    + SCHEMA
+    + ") -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
     cuda=_cuda,
 )
+
+
+def _is_watched(*tensors: Tensor | None) -> bool:
+    """Whether anything but plain execution wants to know of a call: a compiler, a tracer, a mode, a transform, a
+    tensor subclass. Then it must be the registered operator; else its implementation is called, which saves the
+    13 us that torch takes to pass forty arguments twice."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or not _PLAIN_TENSORS.issuperset(map(type, tensors))
+    )
+
+
+_PLAIN_TENSORS = frozenset({Tensor, Parameter, type(None)})
 
 
 class Rendered(NamedTuple):
@@ -154,11 +285,21 @@ class Rendered(NamedTuple):
 
     images: Tensor  # [I, h, w, D] or [I, D, h, w]
     alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
-    n_invalid: Tensor  # [I] int64, Gaussians of each image culled as non-finite or degenerate
-    state: Tensor  # [bytes] uint8, opaque: see state_records and state_pixels
+    state: Tensor  # [bytes] uint8, opaque: see n_invalid, state_records and state_pixels
     sizes: _Sizes
-    n_records: int  # rows in use, dead ones included
+    n_records: int  # rows in use, dead ones included; -1 with fixed_room: only the state knows
     n_intersections: int
+
+    @property
+    def n_invalid(self) -> Tensor:
+        """[I] int64, Gaussians of each image culled as non-finite or degenerate. Memory of the state."""
+        return _part(self, "n_invalid", torch.int64, self.sizes.n_images)
+
+    @property
+    def status(self) -> Tensor:
+        """[3] int64: records and intersections wanted, and, with fixed_room, 1 where there was too little room for
+        them and all outputs are NaN or 0. Memory of the state."""
+        return _part(self, "status", torch.int64, 3)
 
 
 class _Learnt:
@@ -172,14 +313,20 @@ class _Learnt:
 
     def __init__(self, records: int, intersections: int) -> None:
         self.capacities = records, intersections
+        self.is_guess = True
         self._needed = (0, 0)
         self._calls = 0
 
+    def grow(self, capacities: tuple[int, int]) -> None:
+        """A call needs these."""
+        self.capacities = max(self.capacities[0], capacities[0]), max(self.capacities[1], capacities[1])
+
     def note(self, used: tuple[int, int], needed: tuple[int, int], n_pairs: int) -> None:
         """One call had the capacities ``used`` and needed these counts."""
+        self.is_guess = False
+        self.grow(used)
         self._needed = max(self._needed[0], needed[0]), max(self._needed[1], needed[1])
         self._calls += 1
-        self.capacities = max(self.capacities[0], used[0]), max(self.capacities[1], used[1])
         if self._calls == self._WINDOW:
             records, intersections = (_room(count) for count in self._needed)
             self.capacities = (
@@ -208,15 +355,15 @@ def _learnt_for(key: tuple[int, ...], n_pairs: int) -> _Learnt:
 
 
 def render(
-    means: Tensor,  # [B, N, 3]
-    quats: Tensor | None,  # [B, N, 4]
-    scales: Tensor | None,  # [B, N, 3]
-    covars: Tensor | None,  # [B, N, 3, 3]
-    opacities: Tensor,  # [B, N]
-    colors: Tensor | None,  # [B, (C,) N, D] or [B, (C,) N, K, 3]
-    viewmats: Tensor,  # [B, C, 4, 4]
-    Ks: Tensor,  # [B, C, 3, 3]
-    backgrounds: Tensor | None,  # [I, Dc] or [I, H, W, Dc]
+    means: Tensor,  # [..., N, 3]
+    quats: Tensor | None,  # [..., N, 4]
+    scales: Tensor | None,  # [..., N, 3]
+    covars: Tensor | None,  # [..., N, 3, 3]
+    opacities: Tensor,  # [..., N]
+    colors: Tensor | None,  # [..., (C,) N, D] or [..., (C,) N, K, 3]
+    viewmats: Tensor,  # [..., C, 4, 4]
+    Ks: Tensor,  # [..., C, 3, 3]
+    backgrounds: Tensor | None,  # [I, Dc] or [I, H, W, Dc], of the tile rows alone
     width: int,
     height: int,
     *,
@@ -235,6 +382,10 @@ def render(
     stage_events: Sequence[torch.cuda.Event] | None = None,
     network: Network | None = None,
     network_input: NetworkInput | None = None,
+    tile_rows: tuple[int, int] | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+    max_bytes: int | None = None,
+    memory: Memory | None = None,
 ) -> Rendered:
     """Renders on the GPU that holds the tensors, on the caller's current stream there.
 
@@ -245,63 +396,122 @@ def render(
     pass starts from: each pixel's final transmittance and the place of its last record in its tile's list.
     ``stage_events`` are six events that have been recorded before; they are recorded again around the stages.
 
-    Raises: RuntimeError for more than 2^31 - 1 records or intersections in one call.
+    While a CUDA graph is captured nothing can be read back, and the room is what it is: ``capacities``, or what
+    calls of these sizes have learnt. So it is with ``memory`` and ``capacities``, where all is drawn in that memory.
+    Where a call or a replay wants more room, all outputs are NaN (integers 0), and the last of `Rendered.status` is 1.
+
+    With ``tile_rows`` (first, count) only these rows of tiles are drawn, and images and alphas hold theirs alone; the
+    records are the whole view's. ``out`` are contiguous images and alphas to write to, as the call would allocate them.
+
+    Raises:
+        TooLarge: before anything of that size is allocated, where there are more than 2^31 - 1 (Gaussian, camera)
+            pairs, records or intersections, or where the call takes more than ``max_bytes`` with its outputs.
+        RuntimeError: a graph is captured and nothing tells how much room the call needs.
+        ValueError: the image does not have the rows, or they are to be resized.
     """
-    post = postprocess or PostProcess()
-    n_pairs = means.shape[0] * viewmats.shape[1] * means.shape[1]
+    n_gaussians, n_cameras = means.shape[-2], viewmats.shape[-3]
+    n_images = viewmats.shape[:-2].numel()
+    n_pairs = n_images * n_gaussians
     if n_pairs > MAX_INDEX:
-        raise RuntimeError(
+        raise TooLarge(
             f"means and viewmats make {n_pairs} (Gaussian, camera) pairs, more than {MAX_INDEX} in one call: "
-            "render fewer cameras at a time"
+            "render fewer cameras at a time",
+            None,
         )
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "rapfast.rasterization cannot be captured in a CUDA graph yet: it reads back how many records a call has"
-        )
-    expected_depth = render_mode.endswith("ED")
+    post = postprocess or _NO_POST
+    expected_depth = render_mode in ("ED", "RGB+ED")
     if render_mode in ("D", "ED"):
         backgrounds = None
-    with_composite = backgrounds is not None or expected_depth or post != PostProcess()
+    with_composite = backgrounds is not None or expected_depth or (post is not _NO_POST and post != _NO_POST)
     clamp_min, clamp_max = post.clamp or (None, None)
-    out_height, out_width = post.size or (height, width)
-    key = (means.device.index, means.shape[0], viewmats.shape[1], means.shape[1], width, height)
+    all_rows = -(-height // TILE_SIZE)
+    first_row, n_rows = tile_rows or (0, all_rows)
+    if tile_rows is not None:
+        if first_row < 0 or not 0 < n_rows <= all_rows - first_row:
+            raise ValueError(f"tile_rows must be (first, count) of {all_rows} rows of tiles, got {tile_rows}")
+        if post.size is not None:
+            raise ValueError(f"postprocess.size must be None with tile_rows, got {post.size}")
+    out_height, out_width = post.size or (_pixel_rows(height, first_row, n_rows), width)
+    depth_channel = DEPTH_CHANNELS[render_mode]
+    key = (means.get_device(), n_images, n_cameras, n_gaussians, width, height, first_row, n_rows)
     learnt = _learnt_for(key, n_pairs)
     record_capacity, capacity = capacities or learnt.capacities
+    fixed_room = memory is not None or torch.cuda.is_current_stream_capturing()
+    if fixed_room and capacities is None and learnt.is_guess:
+        raise RuntimeError(
+            f"a CUDA graph is being captured and no call has shown how much room {n_images} images of {width}x{height} "
+            f"pixels of {n_gaussians} Gaussians need: render them once before the capture, or use rapfast.Renderer"
+        )
     mean, std = (None if v is None else _constants(v, means.device) for v in (post.mean, post.std))
-    # The operator has no place for events: timing calls its implementation.
-    run = render_op if stage_events is None else partial(
-        _cuda, stage_events=torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
-    )  # fmt: skip
+    is_watched = _is_watched(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds)
+    extras = {}
+    if stage_events is not None:
+        extras["stage_events"] = torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
+    if memory is not None:
+        extras["memory"] = memory
+    if out is not None:
+        extras["out"] = out
+    # The operator has no place for extras: they belong to one process and take no part in tracing.
+    run = render_op if is_watched and not extras else partial(_run, **extras) if extras else _run
     net = operator_arguments(network, network_input)
+    per_camera = colors is not None and colors.dim() - means.dim() == (1 if sh_degree is None else 2)
+    form = (
+        width, height, CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip,
+        -1 if sh_degree is None else sh_degree, per_camera, depth_channel, alpha_cap, with_composite, expected_depth,
+        clamp_min, clamp_max, out_height, out_width, post.layout == "CHW", PIXEL_TYPES[post.dtype],
+    )  # fmt: skip
     while True:
-        images, alphas, n_invalid, state, counts = run(
-            means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std,
-            width, height, CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip,
-            -1 if sh_degree is None else sh_degree,
-            colors is not None and colors.dim() == (4 if sh_degree is None else 5),
-            DEPTH_CHANNELS[render_mode], alpha_cap, with_composite, expected_depth, clamp_min, clamp_max,
-            out_height, out_width, post.layout == "CHW", PIXEL_TYPES[post.dtype], record_capacity, capacity,
-            keep_state, *net,
-        )  # fmt: skip
-        n_records, n_intersections = counts.tolist()
+        room = (record_capacity, capacity, keep_state, first_row, n_rows, fixed_room)
+        if max_bytes is not None:
+            plan, _, n_channels = _plan_of(means, viewmats, colors, backgrounds, *form, *room, network is not None)
+            n_bytes = plan.state_size + plan.scratch_size + _output_bytes(
+                n_images, _pixel_rows(height, first_row, n_rows) * width, out_height * out_width, n_channels,
+                with_composite, post.dtype,
+            )  # fmt: skip
+            if n_bytes > max_bytes:
+                raise TooLarge(f"the call needs {n_bytes} bytes, more than {max_bytes}", n_bytes)
+        images, alphas, state, counts = run(
+            means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, *form, *room, *net
+        )
+        n_records, n_intersections = counts if run is not render_op else counts.tolist()
+        used = record_capacity, capacity
         if n_records <= record_capacity and n_intersections <= capacity:
             break
         if max(n_records, n_intersections) > MAX_INDEX:
-            raise RuntimeError(
+            raise TooLarge(
                 f"the call needs {n_records} records and {n_intersections} intersections, more than {MAX_INDEX}: "
-                "render fewer cameras or smaller images at a time"
+                "render fewer cameras or smaller images at a time",
+                None,
             )
-        del images, alphas, n_invalid, state  # their memory serves the next run
+        del images, alphas, state  # their memory serves the next run
         record_capacity = max(record_capacity, min(n_pairs, _room(n_records)))
         capacity = max(capacity, _room(n_intersections))
-    sizes = _sizes(
-        means, viewmats, colors, width, height, DEPTH_CHANNELS[render_mode], record_capacity, capacity, keep_state
-    )
-    if capacities is None:
-        learnt.note((record_capacity, capacity), (n_records, n_intersections), n_pairs)
+        if capacities is None:
+            learnt.grow((record_capacity, capacity))  # so that the next call refuses at once where this one does
+    if capacities is None and not fixed_room:
+        learnt.note(used, (n_records, n_intersections), n_pairs)
     if post.layout == "CHW":
         alphas = alphas.permute(0, 3, 1, 2)
-    return Rendered(images, alphas, n_invalid, state, sizes, n_records, n_intersections)
+    sizes = _Sizes(
+        means.shape[:-2].numel(),
+        n_cameras,
+        n_gaussians,
+        width,
+        height,
+        output_channels(colors, depth_channel),
+        *room[:5],
+    )
+    return Rendered(images, alphas, state, sizes, n_records, n_intersections)
+
+
+def _output_bytes(
+    n_images: int, pixels: int, out_pixels: int, n_channels: int, with_composite: bool, dtype: torch.dtype | None
+) -> int:
+    """Of blended colours and alphas, and of the images made of them."""
+    n_bytes = 4 * pixels * (n_channels + 1)
+    if with_composite:
+        n_bytes += out_pixels * (n_channels * (4 if dtype is None else dtype.itemsize) + 4)
+    return n_images * n_bytes
 
 
 def _part(rendered: Rendered, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
@@ -310,16 +520,26 @@ def _part(rendered: Rendered, name: str, dtype: torch.dtype, *shape: int) -> Ten
 
 
 def state_records(rendered: Rendered) -> Records:
-    """The visible pairs of a call, cut out of its state. Reads no input of the call."""
+    """The visible pairs of a call, cut out of its state. Reads no input of the call.
+
+    Of a call in a CUDA graph they are those of the last replay, and none where that had too little room.
+    """
     n = rendered.n_records
+    if n < 0 and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "how many records a call has is not known while it is captured in a CUDA graph: look after a replay"
+        )
     # The stream that reads may not be the one that rendered, whose allocator would hand the state on.
     rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
+    if n < 0:
+        n_records, _, overflowed = rendered.status.tolist()
+        n = 0 if overflowed else n_records
     return without_dead(
         Records(
             records=_part(rendered, "records", torch.float32, n, len(RECORD_FIELDS)),
             radii=_part(rendered, "radii", torch.int32, n, 2),
             gaussian_ids=_part(rendered, "gaussian_ids", torch.int32, n),
-            image_offsets=_part(rendered, "image_offsets", torch.int64, rendered.n_invalid.shape[0] + 1),
+            image_offsets=_part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
             n_invalid=rendered.n_invalid,
         )
     )
@@ -328,7 +548,7 @@ def state_records(rendered: Rendered) -> Records:
 def state_pixels(rendered: Rendered) -> tuple[Tensor, Tensor]:
     """Of a call with ``keep_state``: final transmittance [I, H, W], and the place of each pixel's last record in
     its tile's list [I, H, W] int32, -1 where no record reached it."""
-    shape = (rendered.n_invalid.shape[0], rendered.sizes.height, rendered.sizes.width)
+    shape = (rendered.sizes.n_images, rendered.sizes.rows, rendered.sizes.width)
     return (
         _part(rendered, "transmittances", torch.float32, *shape),
         _part(rendered, "last_ids", torch.int32, *shape),
