@@ -29,7 +29,7 @@ _SORTS = ((0.3e6, 70.0, 39.0), (1e6, 83.0, 47.0), (2.5e6, 144.0, 82.0), (20e6, 6
 """CUB's radix sort of u32 keys with u32 values: number of pairs, microseconds for 32 and for 16 key bits."""
 
 GROUP = 32  # cameras that share one load of a Gaussian: csrc/cuda/project.cu
-TILE, QUARTER = 16, 8  # pixels per side: a tile, and the part of it that a warp of the blend owns
+TILE, CELL = 16, 4  # pixels per side: a tile, and the part of it for which a record is passed over or not
 ALPHA_CUT, STOP, ALPHA_CAP = 1 / 255, 1e-4, 0.999
 
 
@@ -43,7 +43,7 @@ class Work(NamedTuple):
     rows: float  # (record, tile row) pairs of the boxes
     intersections: float  # (record, tile) pairs after the exact test
     walked: float  # of them those that come before every pixel of the tile has stopped
-    reached: float  # (record, 8x8 quarter of a tile) pairs, walked, that draw in at least one pixel
+    cells: float  # (record, 4x4 cell of a tile) pairs that draw in at least one pixel
     drawn: float  # (record, pixel) pairs that are drawn
     tiles: int
     pixels: int
@@ -134,15 +134,15 @@ def floors(w: Work) -> dict[str, Floor]:
         "sort after emit": Floor("bin", (4 + 16 * math.ceil(tile_bits(w) / 8)) * w.intersections),
         # The first intersection of each tile out.
         "offsets": Floor("bin", 8 * w.tiles),
-        # List, record and colours of what is walked in, once a tile; pixels out. In every pixel of a quarter that a
-        # record reaches: 2 operations for the distance, 2 for the exponent (what depends on x alone is shared by two
-        # pixels: 1 more), one ex2, 7 for alpha, its cut and cap and the transmittance, and one for each channel. To
-        # find out takes about 25 for each of the four quarters.
+        # List, record and colours of what is walked in, once a tile; pixels out. In every pixel of a cell that a
+        # record reaches: 3 operations for the distance and what two pixels share of the exponent, 2 for the rest of
+        # it, one ex2, 7 for alpha, its cut and cap and the transmittance, and one for each channel. To find out which
+        # of the sixteen cells are reached takes about 60.
         "blend": Floor(
             "blend",
             (4 + 32 + 4 * stride) * w.walked + 4 * (w.channels + 1) * w.pixels,
-            (12 + w.channels) * QUARTER**2 * w.reached + 4 * 25 * w.walked,
-            QUARTER**2 * w.reached,
+            (12 + w.channels) * CELL**2 * w.cells + 60 * w.walked,
+            CELL**2 * w.cells,
         ),
     }
     return found
@@ -183,7 +183,7 @@ def count(arguments: dict[str, Any]) -> Work:
 
     low = ((projected.records[:, 1] - projected.radii[:, 1]) / TILE).floor().clamp(0, int(grid[1]))
     high = ((projected.records[:, 1] + projected.radii[:, 1]) / TILE).ceil().clamp(0, int(grid[1]))
-    walked, reached, drawn = _walk(projected, tiles, width, height)
+    walked, cells, drawn = _walk(projected, tiles, width, height)
     with_depth = "D" in arguments.get("render_mode", "RGB").removeprefix("RGB")
     channels = 3 if sh_degree is not None else arguments["colors"].shape[-1]
     return Work(
@@ -194,7 +194,7 @@ def count(arguments: dict[str, Any]) -> Work:
         rows=float((high - low).double().sum()) / views,
         intersections=len(tiles.tile_records) / views,
         walked=walked / views,
-        reached=reached / views,
+        cells=cells / views,
         drawn=drawn / views,
         tiles=int(grid.prod()),
         pixels=width * height,
@@ -219,15 +219,15 @@ def _rows_in_use(arguments: dict[str, Any], scene: list[torch.Tensor], antialias
 
 def _walk(projected: ops.Records, tiles: Any, width: int, height: int) -> tuple[int, int, int]:
     """Blends once more in plain torch, a few tiles at a time, and counts: (record, tile) pairs walked, (record,
-    quarter) pairs reached, (record, pixel) pairs drawn."""
+    cell) pairs reached, (record, pixel) pairs drawn."""
     device = projected.records.device
     tiles_x, tiles_y = math.ceil(width / TILE), math.ceil(height / TILE)
     begins, lengths = tiles.tile_offsets[:-1], tiles.tile_offsets.diff()
-    # quarter by quarter, so that its pixels lie side by side
-    inside = torch.arange(QUARTER**2, device=device)
-    corner = torch.tensor([[0, 0], [QUARTER, 0], [0, QUARTER], [QUARTER, QUARTER]], device=device)
-    columns = (corner[:, :1] + inside % QUARTER).flatten()
-    rows = (corner[:, 1:] + inside // QUARTER).flatten()
+    # cell by cell, so that its pixels lie side by side
+    pixel = torch.arange(TILE**2, device=device)
+    cell, inside, per_side = pixel // CELL**2, pixel % CELL**2, TILE // CELL
+    columns = cell % per_side * CELL + inside % CELL
+    rows = cell // per_side * CELL + inside // CELL
 
     order = lengths.argsort(descending=True)
     order = order[: int((lengths > 0).sum())]
@@ -250,17 +250,17 @@ def _walk(projected: ops.Records, tiles: Any, width: int, height: int) -> tuple[
         dx, dy = x - (column[:, None] + 0.5), y - (row[:, None] + 0.5)
         power = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
         alpha = (opacity * torch.exp(-power)).clamp(max=ALPHA_CAP)
-        pixel = (column < width) & (row < height)
-        hit = (alpha >= ALPHA_CUT) & (power >= 0) & listed[..., None] & pixel[:, None]
+        exists = ((column < width) & (row < height))[:, None]
+        hit = (alpha >= ALPHA_CUT) & (power >= 0) & listed[..., None] & exists
         left = torch.cumprod(torch.where(hit, 1 - alpha, 1.0), dim=1)
         # a pixel goes on until the first record that would leave it too dark, which is not drawn
-        alive = torch.cat([pixel[:, None].expand(-1, 1, -1), left[:, :-1] > STOP], dim=1) & pixel[:, None]
+        alive = torch.cat([exists, left[:, :-1] > STOP], dim=1) & exists
         hit &= alive
         counts[0] += (alive.any(-1) & listed).sum()
-        counts[1] += hit.unflatten(-1, (4, QUARTER**2)).any(-1).sum()
+        counts[1] += hit.unflatten(-1, (-1, CELL**2)).any(-1).sum()
         counts[2] += (hit & (left > STOP)).sum()
-    walked, reached, drawn = counts.tolist()
-    return walked, reached, drawn
+    walked, cells, drawn = counts.tolist()
+    return walked, cells, drawn
 
 
 # --- which kernel is which step --------------------------------------------------------------------------------------

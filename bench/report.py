@@ -210,10 +210,12 @@ def cpu_sentence(run: Run) -> str | None:
 
 
 def _counted(run: Run) -> dict[str, dict[str, Any]]:
-    """rapfast's records whose work was counted, by case, one batch each."""
+    """rapfast's records whose work was counted as it is today, by case, one batch each."""
+    from bench.floors import Work
+
     found = {}
     for (case, backend, _), info in run.records.items():
-        if backend == "rapfast" and info.get("work"):
+        if backend == "rapfast" and (info.get("work") or {}).keys() == set(Work._fields):
             found[case] = info
     return found
 
@@ -222,13 +224,13 @@ def floors_summary(run: Run) -> str | None:
     """What was counted of each case, the floor of all its steps and the time it took; None where nothing was."""
     from bench.floors import Work, cub_sorts_us, launch_us, total_us
 
-    head = ["case", "batch", "records", "visible", "intersections", "walked", "reached / 4", "drawn / 256", "floor, us"]
+    head = ["case", "batch", "records", "visible", "intersections", "walked", "cells / 16", "drawn / 256", "floor, us"]
     head += ["CUB's sorts, us", "launches, us", "kernels, us", "call, us", "call / floor"]
     rows = []
     for case, info in _counted(run).items():
         w = Work(**info["work"])
         floor, us, steps = total_us(w), 1e3 * info["ms_per_view"], info.get("steps")
-        counts = (w.records, w.visible, w.intersections, w.walked, w.reached / 4, w.drawn / 256)
+        counts = (w.records, w.visible, w.intersections, w.walked, w.cells / 16, w.drawn / 256)
         row = [case, str(w.views), *(_number(n) for n in counts), _number(floor), _number(cub_sorts_us(w))]
         row.append(_number(launch_us(w, info["launches"]) if info.get("launches") else None))
         row.append(_number(1e3 * sum(steps.values()) if steps else None))
