@@ -95,7 +95,10 @@ def rasterization(
         tile_size: 16.
         backgrounds: one colour per camera [..., C, D] or an image [..., C, H, W, D]. Depth has background 0.
         render_mode: "RGB", "D" (sum of weight x depth), "ED" (that over alpha), "RGB+D" or "RGB+ED" (depth last).
-        sparse_grad, absgrad: concern gradients alone.
+        sparse_grad: the gradients of means, quats, scales and covars are sparse (COO) tensors, of the Gaussians that
+            some view sees; packed=True and no batch dimensions.
+        absgrad: backward adds to ``meta["means2d"].absgrad`` the sum over pixels of the absolute value of each pixel's
+            gradient of ``means2d`` (AbsGS, arXiv 2404.10484).
         rasterize_mode: "classic", or "antialiased": opacity is scaled by how much ``eps2d`` widened the Gaussian.
         channel_chunk, segmented: hints of gsplat that cannot change a pixel.
         camera_model: "pinhole", "ortho" or "fisheye".
@@ -121,8 +124,12 @@ def rasterization(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. ``max_memory`` that the smallest
             part exceeds is told while rendering.
-        NotImplementedError: for gsplat's arguments listed above, and where a gradient is wanted of an input:
-            the "rapfast" backend has no backward yet.
+        NotImplementedError: for gsplat's arguments listed above, and where a gradient is wanted of an input on a GPU:
+            the "rapfast" backend has no backward there yet.
+
+    Differentiable on the CPU in every tensor, once. ``meta["means2d"]`` is then part of the graph, so its
+    ``retain_grad()`` works, and so are ``conics``, ``depths`` and ``opacities``; gradients do not depend on the number
+    of threads.
 
     EWA splatting follows Zwicker et al. 2001 and Kerbl et al. 2023; docs/numerics.md has each formula's source.
     """
@@ -168,7 +175,8 @@ def rasterization(
                 alpha_cap=settings.alpha_cap,
                 postprocess=postprocess,
             )
-    return _rapfast(inputs, settings, packed, postprocess, max_memory=max_memory)
+    gradients = {"absgrad": absgrad, "sparse_grad": sparse_grad}
+    return _rapfast(inputs, settings, packed, postprocess, max_memory=max_memory, **gradients)
 
 
 def rasterize_network(
@@ -423,10 +431,18 @@ def _check_postprocess(postprocess: PostProcess | None, n_channels: int, s: _Set
 def _rapfast(
     inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None,
     network: ops.Network | None = None, network_input: ops.NetworkInput | None = None, max_memory: int | None = None,
+    *, absgrad: bool = False, sparse_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
-    if torch.is_grad_enabled():
-        refuse_gradients(inputs)
     device = inputs.means.device
+    if torch.is_grad_enabled():
+        if device.type != "cpu" or network is not None:
+            refuse_gradients(inputs)
+        elif wanted := [name for name, x in inputs._asdict().items() if x is not None and x.requires_grad]:
+            if max_memory is not None:
+                raise NotImplementedError(
+                    f"max_memory={max_memory} is not supported where a gradient is wanted: {wanted[0]} requires one"
+                )
+            return _with_grad(inputs, s, packed, postprocess, absgrad, sparse_grad)
     if device.type == "cuda":
         require_cuda(inputs.means)
     elif device.type != "cpu":
@@ -503,6 +519,25 @@ def _rapfast(
 
 
 _BUILT_WITH_CUDA = native.build_info()["cuda"] is not None
+
+
+def _with_grad(
+    inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None, absgrad: bool, sparse_grad: bool
+) -> tuple[Tensor, Tensor, Meta]:
+    """The CPU's call where an input requires a gradient: the same pixels, with a graph behind them."""
+    with torch.autocast("cpu", enabled=False):
+        drawn = ops.render_with_grad(
+            **inputs._asdict(), width=s.width, height=s.height, camera_model=s.camera_model, antialiased=s.antialiased,
+            eps2d=s.eps2d, near_plane=s.near_plane, far_plane=s.far_plane, radius_clip=s.radius_clip,
+            sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap, postprocess=postprocess,
+            packed=packed, absgrad=absgrad, sparse_grad=sparse_grad,
+        )  # fmt: skip
+    batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
+    records = drawn.projected
+    meta = build_meta(lambda: records, lambda: records.n_invalid, batch_dims, c, n, s.width, s.height, packed)
+    meta["means2d"] = drawn.means2d
+    images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (drawn.images, drawn.alphas))
+    return images, alphas, meta
 
 
 def refuse_gradients(inputs: _Inputs) -> None:

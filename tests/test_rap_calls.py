@@ -330,10 +330,17 @@ def test_gradients_of_rapfasts_own_cameras(rap):
     posed = Cameras(viewmats, A.Ks, WIDTH, HEIGHT)
     with pytest.raises(NotImplementedError, match="viewmats requires a gradient"):
         batch(rap, posed)
+    with pytest.raises(NotImplementedError, match="viewmats requires a gradient"):
+        render(rap, posed[1], PIPE, BACKGROUND, feature_map=A.maps[0])
     given = torch.rand(N, 3, dtype=torch.float64)
-    for changes in ({"feature_map": A.maps[0]}, {"override_colors": given}):
-        with pytest.raises(NotImplementedError, match="viewmats requires a gradient"):
-            render(rap, posed[1], PIPE, BACKGROUND, **changes)
+    gradients = [
+        torch.autograd.grad(
+            render(rap, posed[1], PIPE, BACKGROUND, override_colors=given, **changes)["render"].sum(), viewmats
+        )[0]
+        for changes in ({}, {"backend": "reference"})
+    ]
+    assert gradients[1][1].abs().max() > 1 and gradients[1][[0, 2, 3]].count_nonzero() == 0
+    assert float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()) < 1e-10
     with torch.no_grad():
         batch(rap, posed)
 

@@ -6,6 +6,7 @@ Tensors given to these operators are contiguous, on one device and of one floati
 ``i`` is camera ``i % C`` of scene ``i // C``.
 """
 
+from rapfast.ops.autograd import render_with_grad
 from rapfast.ops.bin import bin
 from rapfast.ops.blend import blend
 from rapfast.ops.color import color
@@ -26,6 +27,7 @@ __all__ = [
     "network_outputs",
     "project",
     "render",
+    "render_with_grad",
     "stage_times",
     "state_pixels",
     "state_records",

@@ -1,0 +1,374 @@
+"""The stages as one differentiable call, on the CPU.
+
+Four autograd functions, one a stage with a backward, pass each other what inference passes on: records, their
+colours, images. Between project and blend there is one tensor more, ``means2d``, in the layout that ``meta`` shows:
+it is an output of the one and an input of the other, so that ``meta["means2d"].retain_grad()`` sees the gradient that
+densification strategies read. The columns x and y of the records carry no gradient beside it.
+
+What is kept from forward to backward: the inputs, the records with their colours and tile lists, and, where composite
+has something to do, the blended images. Nothing is kept per pixel for the blend: its backward draws each tile again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from rapfast.ops.bin import Tiles, bin
+from rapfast.ops.blend import blend
+from rapfast.ops.blend_bwd import blend_bwd
+from rapfast.ops.color import DEPTH_CHANNELS, color
+from rapfast.ops.color_bwd import color_bwd
+from rapfast.ops.composite import composite
+from rapfast.ops.composite_bwd import composite_bwd
+from rapfast.ops.project import CAMERA_MODELS, Records, image_ids, project
+from rapfast.ops.project_bwd import project_bwd
+from rapfast.postprocess import PostProcess
+
+
+class Drawn(NamedTuple):
+    """What one differentiable call leaves."""
+
+    images: Tensor  # [I, h, w, D] or [I, D, h, w]
+    alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
+    means2d: Tensor  # [M, 2], or dense [..., C, N, 2] with 0 where culled
+    projected: Records  # its records are part of the graph too
+
+
+def render_with_grad(
+    means: Tensor,  # [..., N, 3]
+    quats: Tensor | None,  # [..., N, 4]
+    scales: Tensor | None,  # [..., N, 3]
+    covars: Tensor | None,  # [..., N, 3, 3]
+    opacities: Tensor,  # [..., N]
+    colors: Tensor,  # [..., (C,) N, D] or [..., (C,) N, K, 3]
+    viewmats: Tensor,  # [..., C, 4, 4]
+    Ks: Tensor,  # [..., C, 3, 3]
+    backgrounds: Tensor | None,  # [..., C, Dc] or [..., C, H, W, Dc]
+    width: int,
+    height: int,
+    *,
+    camera_model: str,
+    antialiased: bool,
+    eps2d: float,
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    sh_degree: int | None,
+    render_mode: str,
+    alpha_cap: float,
+    postprocess: PostProcess | None = None,
+    packed: bool = True,
+    absgrad: bool = False,
+    sparse_grad: bool = False,
+) -> Drawn:
+    """Renders on the CPU, differentiably in every tensor. The same pixels as without a graph, to the last bit.
+
+    With ``absgrad``, ``means2d.absgrad`` starts at 0 and every backward adds to it, pixel by pixel, the absolute
+    value of that pixel's gradient. With ``sparse_grad``, for which there may be no batch dimensions, the gradients of
+    means, quats, scales and covars are sparse (COO): rows of the Gaussians that some view sees.
+
+    Gradients do not depend on the number of threads. There is no second derivative.
+    """
+    batch = tuple(means.shape[:-2])
+    n_scenes, n_cameras, n_gaussians = math.prod(batch), viewmats.shape[-3], means.shape[-2]
+    visible = _Visible()
+
+    def flat(tensor: Tensor | None) -> Tensor | None:
+        """Leading batch dimensions as one, in memory order."""
+        return None if tensor is None else tensor.reshape(n_scenes, *tensor.shape[len(batch) :]).contiguous()
+
+    def flat_geometry(tensor: Tensor | None) -> Tensor | None:
+        return _SparseGradient.apply(tensor, visible) if sparse_grad and tensor is not None else flat(tensor)
+
+    means, quats, scales, covars = map(flat_geometry, (means, quats, scales, covars))
+    opacities, colors, viewmats, Ks, backgrounds = map(flat, (opacities, colors, viewmats, Ks, backgrounds))
+    records, means2d, radii, gaussian_ids, image_offsets, n_invalid = _Project.apply(
+        means, quats, scales, covars, opacities, viewmats, Ks, width, height,
+        {
+            "camera_model": camera_model, "antialiased": antialiased, "eps2d": eps2d, "near_plane": near_plane,
+            "far_plane": far_plane, "radius_clip": radius_clip,
+        },
+        None if packed else (*batch, n_cameras, n_gaussians, 2),
+    )  # fmt: skip
+    projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
+    visible.gaussian_ids = gaussian_ids
+    record_colors = _Color.apply(means, viewmats, Ks, colors, *projected, width, height, sh_degree, render_mode)
+    tiles = bin(projected._replace(records=records.detach()), width, height)
+    if absgrad:
+        means2d.absgrad = torch.zeros_like(means2d, requires_grad=False)
+    images, alphas = _Blend.apply(
+        means2d, records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, *tiles, width, height,
+        alpha_cap, means2d.absgrad if absgrad else None,
+    )  # fmt: skip
+    has_colors = render_mode not in ("D", "ED")
+    n_color_channels = colors.shape[-1] if has_colors else 0
+    expected_depth = render_mode.endswith("ED")
+    if backgrounds is not None:
+        backgrounds = backgrounds.flatten(0, 1) if has_colors else None
+    if backgrounds is not None or expected_depth or (postprocess or PostProcess()) != PostProcess():
+        images, alphas = _Composite.apply(
+            images, alphas, backgrounds, n_color_channels, expected_depth, postprocess or PostProcess()
+        )
+    return Drawn(images, alphas, means2d, projected)
+
+
+def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuses to make a graph of a backward: its gradients would look like constants to the next."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *gradients: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "rapfast has no second derivative: call backward() or autograd.grad() without create_graph=True, or "
+                'use backend="reference"'
+            )
+        return backward(ctx, *gradients)
+
+    return checked
+
+
+class _Visible:
+    """The Gaussians that some view sees, known once they are projected."""
+
+    gaussian_ids: Tensor
+
+
+class _SparseGradient(Function):
+    """Adds the scene dimension to a parameter [N, ...]; its gradient has the rows of visible Gaussians alone."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, visible: _Visible) -> Tensor:
+        ctx.visible = visible
+        return parameter.contiguous().unsqueeze(0)
+
+    @staticmethod
+    @_first_derivative
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows = torch.unique(ctx.visible.gaussian_ids).long()
+        values = gradient[0].index_select(0, rows)
+        size = gradient.shape[1:]
+        return torch.sparse_coo_tensor(rows[None], values, size, check_invariants=False, is_coalesced=True), None
+
+
+def _dense_rows(records: Records, n_gaussians: int) -> Tensor:
+    """[M] row of each record in tensors [I * N, ...]."""
+    return image_ids(records) * n_gaussians + records.gaussian_ids
+
+
+class _Project(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor | None,
+        scales: Tensor | None,
+        covars: Tensor | None,
+        opacities: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        width: int,
+        height: int,
+        options: dict[str, Any],
+        dense_shape: tuple[int, ...] | None,
+    ) -> tuple[Tensor, ...]:
+        out = project(means, quats, scales, covars, opacities, viewmats, Ks, width, height, **options)
+        xy = out.records[:, :2]
+        if dense_shape is None:
+            means2d = xy.clone()
+        else:
+            n_gaussians = dense_shape[-2]
+            means2d = xy.new_zeros(math.prod(dense_shape[:-1]), 2)
+            means2d = means2d.index_copy_(0, _dense_rows(out, n_gaussians), xy).reshape(dense_shape)
+        ctx.save_for_backward(
+            means, quats, scales, covars, opacities, viewmats, Ks, out.gaussian_ids, out.image_offsets
+        )  # fmt: skip
+        ctx.size, ctx.options, ctx.dense = (width, height), options, dense_shape is not None
+        ctx.mark_non_differentiable(out.radii, out.gaussian_ids, out.image_offsets, out.n_invalid)
+        return out.records, means2d, out.radii, out.gaussian_ids, out.image_offsets, out.n_invalid
+
+    @staticmethod
+    @_first_derivative
+    def backward(ctx: Any, v_records: Tensor, v_means2d: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, gaussian_ids, image_offsets = ctx.saved_tensors
+        n_images, n_gaussians = image_offsets.shape[0] - 1, inputs[0].shape[1]
+        wanted = [x is not None and need for x, need in zip(inputs, ctx.needs_input_grad[:7], strict=True)]
+        gradients = project_bwd(
+            *inputs,
+            gaussian_ids,
+            image_offsets,
+            v_records.contiguous(),
+            v_means2d.reshape((n_images, n_gaussians, 2) if ctx.dense else (-1, 2)).contiguous(),
+            *ctx.size,
+            camera_model=CAMERA_MODELS[ctx.options["camera_model"]],
+            antialiased=ctx.options["antialiased"],
+            eps2d=ctx.options["eps2d"],
+            wanted=wanted,
+        )
+        return *(v if want else None for v, want in zip(gradients, wanted, strict=True)), None, None, None, None
+
+
+class _Color(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        colors: Tensor,
+        records: Tensor,
+        radii: Tensor,
+        gaussian_ids: Tensor,
+        image_offsets: Tensor,
+        n_invalid: Tensor,
+        width: int,
+        height: int,
+        sh_degree: int | None,
+        render_mode: str,
+    ) -> Tensor:
+        # Takes records whose colour is not finite out, in place. Nothing has been saved of them yet.
+        projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
+        out = color(means, viewmats, Ks, colors, projected, width, height, sh_degree=sh_degree, render_mode=render_mode)
+        ctx.save_for_backward(means, viewmats, colors, gaussian_ids, image_offsets, records)
+        ctx.sh_degree = -1 if sh_degree is None else sh_degree
+        ctx.depth_channel = DEPTH_CHANNELS[render_mode]
+        return out
+
+    @staticmethod
+    @_first_derivative
+    def backward(ctx: Any, v_record_colors: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, records = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        wanted = [needs[0], needs[1], needs[3], needs[4]]
+        gradients = color_bwd(
+            *inputs,
+            records,
+            v_record_colors.contiguous(),
+            sh_degree=ctx.sh_degree,
+            depth_channel=ctx.depth_channel,
+            wanted=wanted,
+        )
+        with_colors = ctx.depth_channel != 2
+        with_directions = with_colors and ctx.sh_degree >= 0
+        v_records = None
+        if needs[4] and ctx.depth_channel != 0:
+            v_records = torch.zeros_like(records)
+            v_records[:, 6] = gradients.depths
+        return (
+            gradients.means if needs[0] and with_directions else None,
+            gradients.viewmats if needs[1] and with_directions else None,
+            None,
+            gradients.colors if needs[3] and with_colors else None,
+            v_records,
+            *(None,) * 8,
+        )
+
+
+class _Blend(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means2d: Tensor,  # what the records hold too: the way its gradient takes
+        records: Tensor,
+        record_colors: Tensor,
+        radii: Tensor,
+        gaussian_ids: Tensor,
+        image_offsets: Tensor,
+        n_invalid: Tensor,
+        tile_offsets: Tensor,
+        tile_records: Tensor,
+        width: int,
+        height: int,
+        alpha_cap: float,
+        absgrad: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
+        tiles = Tiles(tile_offsets, tile_records)
+        ctx.save_for_backward(
+            records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, tile_offsets, tile_records
+        )  # fmt: skip
+        ctx.alpha_cap, ctx.absgrad, ctx.means2d_shape = alpha_cap, absgrad, means2d.shape
+        return blend(projected, record_colors, tiles, width, height, alpha_cap=alpha_cap)
+
+    @staticmethod
+    @_first_derivative
+    def backward(ctx: Any, v_colors: Tensor, v_alphas: Tensor) -> tuple[Tensor | None, ...]:
+        records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, *tiles = ctx.saved_tensors
+        gradients = blend_bwd(
+            records,
+            record_colors,
+            image_offsets,
+            Tiles(*tiles),
+            v_colors.contiguous(),
+            v_alphas.contiguous(),
+            alpha_cap=ctx.alpha_cap,
+            absgrad=ctx.absgrad is not None,
+        )
+        projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
+
+        def laid_out(values: Tensor) -> Tensor:
+            """Rows of the records [M, 2] in the layout of means2d."""
+            if len(ctx.means2d_shape) == 2:
+                return values.contiguous()
+            out = values.new_zeros(math.prod(ctx.means2d_shape[:-1]), 2)
+            return out.index_copy_(0, _dense_rows(projected, ctx.means2d_shape[-2]), values).reshape(ctx.means2d_shape)
+
+        if ctx.absgrad is not None:
+            ctx.absgrad += laid_out(gradients.means2d_abs)
+        v_means2d = laid_out(gradients.records[:, :2]) if ctx.needs_input_grad[0] else None
+        return v_means2d, gradients.records, gradients.record_colors, *(None,) * 10
+
+
+class _Composite(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        colors: Tensor,
+        alphas: Tensor,
+        backgrounds: Tensor | None,
+        n_color_channels: int,
+        expected_depth: bool,
+        post: PostProcess,
+    ) -> tuple[Tensor, Tensor]:
+        out, out_alphas = composite(
+            colors,
+            alphas,
+            n_color_channels=n_color_channels,
+            backgrounds=backgrounds,
+            expected_depth=expected_depth,
+            postprocess=post,
+        )
+        ctx.save_for_backward(colors, alphas, backgrounds)
+        ctx.n_color_channels, ctx.expected_depth, ctx.post = n_color_channels, expected_depth, post
+        if not out.is_floating_point():
+            ctx.mark_non_differentiable(out)
+        return out, out_alphas
+
+    @staticmethod
+    @_first_derivative
+    def backward(ctx: Any, v_out: Tensor, v_out_alphas: Tensor) -> tuple[Tensor | None, ...]:
+        colors, alphas, backgrounds = ctx.saved_tensors
+        with_backgrounds = backgrounds is not None and ctx.needs_input_grad[2]
+        if ctx.post.layout == "CHW":
+            v_out_alphas = v_out_alphas.permute(0, 2, 3, 1)
+        gradients = composite_bwd(
+            colors,
+            alphas,
+            backgrounds,
+            None if ctx.post.std is None else colors.new_tensor(ctx.post.std),
+            v_out.to(colors.dtype).contiguous(),
+            v_out_alphas.contiguous(),
+            n_color_channels=ctx.n_color_channels,
+            expected_depth=ctx.expected_depth,
+            clamp=ctx.post.clamp,
+            channels_first=ctx.post.layout == "CHW",
+            with_backgrounds=with_backgrounds,
+        )
+        v_backgrounds = gradients.backgrounds if with_backgrounds else None
+        return gradients.colors, gradients.alphas, v_backgrounds, None, None, None

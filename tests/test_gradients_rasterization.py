@@ -1,0 +1,601 @@
+"""rasterization's gradients on the CPU: against the reference, finite differences, and themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from reference_scenes import CAMERA_MODELS, PARAMETERS, make_scene, one_gaussian
+from scenes import assert_same
+from scenes import make_scene as make_crowd
+from torch import Tensor
+
+from rapfast import PostProcess, rasterization
+
+RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
+
+
+def leaves_of(scene: dict[str, Any], *more: str) -> dict[str, Tensor]:
+    """Fresh leaves of every parameter there is, in order."""
+    return {name: scene[name].detach().clone().requires_grad_() for name in (*PARAMETERS, *more)}
+
+
+def weights_like(*images: Tensor) -> list[Tensor]:
+    """Random numbers: their sum with the images sees every channel of every pixel."""
+    g = torch.Generator().manual_seed(7)
+    return [torch.randn(x.shape, generator=g, dtype=torch.float64).to(x.dtype) for x in images]
+
+
+def loss_of(images: Tensor, alphas: Tensor) -> Tensor:
+    v_images, v_alphas = weights_like(images, alphas)
+    return (images * v_images).sum() + (alphas * v_alphas).sum()
+
+
+def assert_gradient(got: Tensor, want: Tensor, tolerance: float, what: str = "") -> None:
+    """Entry by entry, relative to the entry, with a floor a thousand times below a typical one."""
+    assert got.shape == want.shape and got.dtype == want.dtype, what
+    assert bool(got.isfinite().all()), what
+    assert float(want.abs().max()) > 0, f"{what}: there is nothing to compare"
+    floor = 1e-3 * float(want.abs().mean())
+    worst = float(((got - want).abs() / want.abs().clamp(min=floor)).max())
+    assert worst <= tolerance, f"{what} differs by {worst} of the gradient, allowed {tolerance}"
+
+
+# --------------------------------------------------------------------------------- the reference's
+
+CASES = [
+    # camera model, render mode, rasterize mode, SH degree, packed, background
+    ("pinhole", "RGB", "classic", 3, True, "color"),
+    ("pinhole", "RGB+ED", "antialiased", 4, False, "image"),
+    ("pinhole", "D", "classic", None, False, "none"),
+    ("pinhole", "ED", "antialiased", 1, True, "color"),
+    ("ortho", "RGB+D", "classic", None, True, "image"),
+    ("ortho", "RGB", "antialiased", 2, False, "none"),
+    ("ortho", "ED", "classic", None, True, "none"),
+    ("fisheye", "RGB+ED", "classic", 2, True, "color"),
+    ("fisheye", "RGB", "antialiased", None, False, "image"),
+    ("fisheye", "RGB+D", "antialiased", 0, False, "none"),
+]
+
+
+@pytest.mark.parametrize(("camera_model", "render_mode", "rasterize_mode", "sh_degree", "packed", "background"), CASES)
+@pytest.mark.parametrize("with_covars", [False, True])
+def test_every_gradient_is_the_references(
+    camera_model: str, render_mode: str, rasterize_mode: str, sh_degree: int | None, packed: bool, background: str,
+    with_covars: bool,
+) -> None:  # fmt: skip
+    scene = make_scene(40, 2, sh_degree, seed=21, camera_model=camera_model)
+    scene["opacities"][:4] = 1.3  # reaches the cap
+    more = []
+    if background != "none":
+        shape = (2, 3) if background == "color" else (2, scene["height"], scene["width"], 3)
+        scene["backgrounds"] = torch.rand(shape, dtype=torch.float64)
+        more.append("backgrounds")
+    if with_covars:
+        half = torch.randn(40, 3, 3, dtype=torch.float64) * 0.12
+        scene["covars"] = half @ half.mT
+        more.append("covars")
+    options = {"render_mode": render_mode, "rasterize_mode": rasterize_mode, "packed": packed, "absgrad": True}
+    results = []
+    for backend in ("reference", "rapfast"):
+        leaves = leaves_of(scene, *more)
+        images, alphas, meta = rasterization(**(scene | leaves), **options, backend=backend)
+        meta["means2d"].retain_grad()
+        loss_of(images, alphas).backward()
+        gradients = {name: leaf.grad for name, leaf in leaves.items()}
+        results.append(gradients | {"means2d": meta["means2d"].grad, "absgrad": meta["means2d"].absgrad})
+    want, got = results
+    unused = {"quats", "scales"} if with_covars else set()
+    if render_mode in ("D", "ED"):
+        unused |= {"colors", "backgrounds"}
+    for name, expected in want.items():
+        if name in unused:
+            assert got[name] is None or got[name].count_nonzero() == 0, name
+        else:
+            assert_gradient(got[name], expected, 1e-8, name)
+
+
+@pytest.mark.parametrize("render_mode", RENDER_MODES)
+def test_batch_dimensions(render_mode: str) -> None:
+    scenes = [make_scene(20, 2, 1, seed=seed) for seed in (1, 2, 3, 4, 5, 6)]
+    stacked = {k: torch.stack([s[k] for s in scenes]).unflatten(0, (3, 2)) for k in PARAMETERS}
+    backgrounds = torch.rand(3, 2, 2, 3, dtype=torch.float64)
+    scene = scenes[0] | stacked | {"backgrounds": backgrounds, "render_mode": render_mode, "packed": False}
+    results = []
+    for backend in ("reference", "rapfast"):
+        leaves = leaves_of(scene, "backgrounds")
+        images, alphas, meta = rasterization(**(scene | leaves), backend=backend)
+        meta["means2d"].retain_grad()
+        assert meta["means2d"].shape == (3, 2, 2, 20, 2)
+        loss_of(images, alphas).backward()
+        results.append({k: x.grad for k, x in leaves.items()} | {"means2d": meta["means2d"].grad})
+    for name, want in results[0].items():
+        if want is None or not want.any():
+            assert results[1][name] is None or not results[1][name].any(), name
+        else:
+            assert_gradient(results[1][name], want, 1e-8, name)
+
+
+@pytest.mark.parametrize(
+    "post",
+    [
+        PostProcess(clamp=(0.1, 0.6), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0), layout="CHW"),
+        PostProcess(size=(9, 30), clamp=(0.0, 1.0), dtype=torch.float32),
+        PostProcess(size=(40, 11), layout="CHW", dtype=torch.float16),
+    ],
+    ids=str,
+)
+def test_postprocess(post: PostProcess) -> None:
+    scene = make_scene(40, 2, 2, seed=22) | {"backgrounds": torch.rand(2, 3, dtype=torch.float64)}
+    results = []
+    for backend in ("reference", "rapfast"):
+        leaves = leaves_of(scene, "backgrounds")
+        images, alphas, _ = rasterization(**(scene | leaves), postprocess=post, backend=backend)
+        loss_of(images.double(), alphas).backward()
+        results.append({k: x.grad for k, x in leaves.items()})
+    tolerance = 1e-8 if post.dtype is None else 1e-5 if post.dtype == torch.float32 else 2e-2
+    for name, want in results[0].items():
+        assert_gradient(results[1][name], want, tolerance, name)
+
+
+def test_images_of_bytes_have_no_gradient_and_their_alphas_do() -> None:
+    scene = make_scene(20, 1, seed=23)
+    scene["opacities"].requires_grad_()
+    images, alphas, _ = rasterization(**scene, postprocess=PostProcess(dtype=torch.uint8))
+    assert not images.requires_grad and alphas.requires_grad
+    alphas.sum().backward()
+    assert scene["opacities"].grad.sum() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7, 33])
+@pytest.mark.parametrize("per_camera", [False, True])
+def test_any_number_of_channels(channels: int, per_camera: bool) -> None:
+    scene = make_scene(25, 2, channels=channels, seed=24)
+    if per_camera:
+        scene["colors"] = torch.rand(2, 25, channels, dtype=torch.float64)
+    results = []
+    for backend in ("reference", "rapfast"):
+        leaves = leaves_of(scene)
+        images, alphas, _ = rasterization(**(scene | leaves), backend=backend)
+        loss_of(images, alphas).backward()
+        results.append({k: x.grad for k, x in leaves.items()})
+    for name, want in results[0].items():
+        assert_gradient(results[1][name], want, 1e-8, name)
+
+
+# ------------------------------------------------------------------------------- finite differences
+
+
+@pytest.mark.parametrize(
+    ("camera_model", "rasterize_mode", "sh_degree", "with_covars"),
+    [
+        ("pinhole", "classic", 1, False),
+        ("pinhole", "antialiased", 4, False),
+        ("ortho", "classic", None, False),
+        ("fisheye", "antialiased", 2, False),
+        ("pinhole", "antialiased", None, True),
+    ],
+)
+def test_gradcheck_of_every_input(
+    camera_model: str, rasterize_mode: str, sh_degree: int | None, with_covars: bool
+) -> None:
+    scene = make_scene(3, 2, sh_degree, width=9, height=7, seed=10, camera_model=camera_model)
+    scene["means"][1:, :2] *= 0.3
+    scene["scales"] *= 1.5
+    if camera_model != "ortho":  # past the Jacobian's clamp, reaching into the image
+        scene["means"][0] = torch.tensor([2.6, 0.3, 2.5])
+        scene["scales"][0] = torch.tensor([1.0, 0.8, 0.6])
+    scene["backgrounds"] = torch.full((2, 3), 0.3, dtype=torch.float64)
+    names = [*PARAMETERS, "backgrounds"]
+    if with_covars:
+        half = torch.randn(3, 3, 3, dtype=torch.float64) * 0.3
+        scene["covars"] = half @ half.mT + 0.05 * torch.eye(3, dtype=torch.float64)
+        names = [name for name in names if name not in ("quats", "scales")] + ["covars"]
+
+    def render(*leaves: Tensor) -> Tensor:
+        arguments = scene | dict(zip(names, leaves, strict=True))
+        images, alphas, _ = rasterization(**arguments, rasterize_mode=rasterize_mode, render_mode="RGB+ED")
+        return torch.cat([images, alphas], -1)
+
+    leaves = [scene[name].clone().requires_grad_() for name in names]
+    image = render(*leaves)
+    assert (image[..., -1] > 0.02).double().mean() > 0.3
+    g = torch.Generator().manual_seed(0)
+    weights = torch.randn(3, *image.shape, generator=g, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda *leaves: (weights * render(*leaves)).sum((1, 2, 3, 4)), leaves, eps=1e-6, atol=1e-5, rtol=1e-5
+    )
+    for name, grad in zip(names, torch.autograd.grad((weights[0] * image).sum(), leaves), strict=True):
+        assert grad.abs().max() > 1e-2, name
+
+
+# ------------------------------------------------------------------------------------------ float32
+
+
+@pytest.mark.parametrize("rasterize_mode", ["classic", "antialiased"])
+def test_float32_errs_no_more_than_the_reference_in_float32(rasterize_mode: str) -> None:
+    crowd = make_crowd(150, 2, sh_degree=3)._asdict()
+    options = {"width": 75, "height": 41, "sh_degree": 3, "rasterize_mode": rasterize_mode, "render_mode": "RGB+ED"}
+    results = []
+    for dtype, backend in ((torch.float64, "reference"), (torch.float32, "reference"), (torch.float32, "rapfast")):
+        leaves = {k: x.detach().to(dtype).requires_grad_() for k, x in crowd.items()}
+        images, alphas, _ = rasterization(**leaves, **options, backend=backend)
+        loss_of(images, alphas).backward()
+        results.append({k: x.grad.double() for k, x in leaves.items()})
+    for name, want in results[0].items():
+        scale = float(want.abs().max())
+        own, error = (((r[name] - want).abs() / scale).flatten() for r in results[1:])
+        # The few Gaussians of a pixel whose decision falls the other way are seen by the largest errors alone.
+        assert float(error.mean()) <= max(2 * float(own.mean()), 1e-6), name
+        assert float(error.quantile(0.95)) <= max(2 * float(own.quantile(0.95)), 2e-6), name
+        assert float(error.max()) <= max(2 * float(own.max()), 1e-3), name
+
+
+# ------------------------------------------------------------------------------------- itself
+
+
+def test_pixels_are_the_same_with_and_without_a_graph() -> None:
+    for dtype in (torch.float32, torch.float64):
+        scene = make_scene(60, 2, 2, seed=25, dtype=dtype) | {"render_mode": "RGB+ED"}
+        scene["backgrounds"] = torch.rand(2, 3, dtype=dtype)
+        images, alphas, meta = rasterization(**scene)
+        leaves = leaves_of(scene)
+        with_graph = rasterization(**(scene | leaves))
+        assert_same(with_graph[0].detach(), images)
+        assert_same(with_graph[1].detach(), alphas)
+        assert list(with_graph[2]) == list(meta)
+        for key, value in meta.items():
+            if isinstance(value, Tensor):
+                assert_same(with_graph[2][key].detach(), value)
+            else:
+                assert with_graph[2][key] == value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_a_batch_is_the_sum_of_its_views(dtype: torch.dtype) -> None:
+    scene = make_scene(50, 4, 2, seed=26, dtype=dtype)
+    leaves = leaves_of(scene)
+    images, alphas, _ = rasterization(**(scene | leaves))
+    v_images, v_alphas = weights_like(images, alphas)
+    torch.autograd.backward((images, alphas), (v_images, v_alphas))
+    single = leaves_of(scene)
+    for c in range(4):
+        view = {"viewmats": single["viewmats"][c : c + 1], "Ks": single["Ks"][c : c + 1]}
+        images, alphas, _ = rasterization(**(scene | single | view))
+        torch.autograd.backward((images, alphas), (v_images[c : c + 1], v_alphas[c : c + 1]))
+    for name, leaf in leaves.items():
+        if name in ("viewmats", "Ks"):  # each view's own
+            assert_same(leaf.grad, single[name].grad)
+        else:
+            assert_gradient(leaf.grad, single[name].grad, 1e-3 if dtype == torch.float32 else 1e-9, name)
+
+
+def test_bits_do_not_depend_on_threads_and_repeat() -> None:
+    scene = make_crowd(3000, 3, sh_degree=1, dtype=torch.float32)._asdict()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3, 1):
+            torch.set_num_threads(threads)
+            leaves = leaves_of(scene)
+            images, alphas, _ = rasterization(**leaves, width=75, height=41, sh_degree=1)
+            loss_of(images, alphas).backward()
+            results.append([x.grad for x in leaves.values()])
+    finally:
+        torch.set_num_threads(before)
+    for gradients in zip(*results, strict=True):
+        assert_same(gradients[1], gradients[0])
+        assert_same(gradients[2], gradients[0])
+
+
+@pytest.mark.parametrize("name", [*PARAMETERS, "backgrounds", "covars"])
+def test_one_input_alone(name: str) -> None:
+    """Its gradient is the one that it has among others; nothing else gets one."""
+    scene = make_scene(30, 2, 1, seed=27) | {"backgrounds": torch.rand(2, 3, dtype=torch.float64)}
+    if name == "covars":
+        half = torch.randn(30, 3, 3, dtype=torch.float64) * 0.15
+        scene["covars"] = half @ half.mT
+    everything = leaves_of(scene, "backgrounds", *(["covars"] if name == "covars" else []))
+    loss_of(*rasterization(**(scene | everything))[:2]).backward()
+    leaf = scene[name].clone().requires_grad_()
+    loss_of(*rasterization(**(scene | {name: leaf}))[:2]).backward()
+    assert leaf.grad.any()
+    assert_same(leaf.grad, everything[name].grad)
+
+
+def test_computed_and_strided_inputs() -> None:
+    """Activations of parameters, views of larger tensors and expanded ones, as training code has them."""
+    scene = make_scene(30, 2, 1, seed=28)
+    results = []
+    for backend in ("reference", "rapfast"):
+        wide = torch.cat([scene["means"], scene["quats"]], -1).requires_grad_()
+        logits = torch.logit(scene["opacities"]).requires_grad_()
+        logs = scene["scales"].log().mT.contiguous().requires_grad_()
+        K = scene["Ks"][0].clone().requires_grad_()
+        inputs = {
+            "means": wide[:, :3],
+            "quats": wide[:, 3:],
+            "opacities": torch.sigmoid(logits),
+            "scales": logs.exp().mT,
+            "Ks": K.expand(2, 3, 3),
+        }
+        images, alphas, _ = rasterization(**(scene | inputs), backend=backend)
+        results.append(torch.autograd.grad(loss_of(images, alphas), (wide, logits, logs, K)))
+    for want, got in zip(*results, strict=True):
+        assert_gradient(got, want, 1e-8)
+
+
+def test_backward_runs_again_on_a_retained_graph_and_only_there() -> None:
+    scene = make_scene(20, 1, 1, seed=29)
+    leaves = leaves_of(scene)
+    images, alphas, _ = rasterization(**(scene | leaves))
+    loss = loss_of(images, alphas)
+    loss.backward(retain_graph=True)
+    first = {name: leaf.grad.clone() for name, leaf in leaves.items()}
+    loss.backward()
+    for name, leaf in leaves.items():
+        assert_same(leaf.grad, 2 * first[name])
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+    images, _, _ = rasterization(**(scene | leaves))
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(images.sum(), leaves["means"], create_graph=True)
+
+
+def test_an_input_changed_in_place_before_backward_is_an_error() -> None:
+    scene = make_scene(10, 1, 1, seed=30)
+    leaf = scene["means"].clone().requires_grad_()
+    means = leaf * 1
+    images, _, _ = rasterization(**(scene | {"means": means}))
+    means += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        images.sum().backward()
+
+
+def test_autocast_leaves_gradients_alone() -> None:
+    scene = make_scene(20, 1, 1, seed=31, dtype=torch.float32)
+    gradients = []
+    for enabled in (False, True):
+        leaves = leaves_of(scene)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            images, alphas, _ = rasterization(**(scene | leaves), render_mode="RGB+ED")
+        assert images.dtype == torch.float32
+        loss_of(images, alphas).backward()
+        gradients.append([x.grad for x in leaves.values()])
+    for got, want in zip(*gradients, strict=True):
+        assert_same(got, want)
+
+
+# ------------------------------------------------------------------------------------- meta
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_means2d_keeps_its_gradient_and_absgrad(packed: bool) -> None:
+    scene = make_scene(12, 2, width=8, height=6, seed=11)
+    scene["means"].requires_grad_()
+    images, _, meta = rasterization(**scene, packed=packed, absgrad=True)
+    means2d = meta["means2d"]
+    assert means2d is meta["means2d"] and means2d.requires_grad and not means2d.is_leaf
+    assert means2d.shape == ((len(meta["gaussian_ids"]), 2) if packed else (2, 12, 2))
+    assert means2d.absgrad.shape == means2d.shape and means2d.absgrad.count_nonzero() == 0
+    means2d.retain_grad()
+    # sum over pixels of the absolute gradient of each pixel's own loss
+    expected = torch.zeros_like(means2d)
+    for pixel in images.square().sum(-1).flatten():
+        (grad,) = torch.autograd.grad(pixel, means2d, retain_graph=True)
+        expected += grad.abs()
+    means2d.absgrad.zero_()
+    images.square().sum().backward()
+    assert means2d.grad.abs().sum() > 0 and not means2d.absgrad.requires_grad
+    torch.testing.assert_close(means2d.absgrad, expected)
+    assert (means2d.absgrad > 2 * means2d.grad.abs()).any()
+
+
+def test_without_absgrad_there_is_none() -> None:
+    scene = make_scene(5, 1, seed=12)
+    scene["means"].requires_grad_()
+    images, _, meta = rasterization(**scene)
+    images.sum().backward()
+    assert not hasattr(meta["means2d"], "absgrad")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_entries_of_meta_are_differentiable(packed: bool) -> None:
+    scene = make_scene(15, 2, seed=13)
+    results = []
+    for backend in ("reference", "rapfast"):
+        leaves = leaves_of(scene)
+        _, _, meta = rasterization(**(scene | leaves), packed=packed, rasterize_mode="antialiased", backend=backend)
+        keys = ("means2d", "conics", "opacities", "depths")
+        loss = sum((meta[key] * w).sum() for key, w in zip(keys, weights_like(*(meta[k] for k in keys)), strict=True))
+        used = [leaves[name] for name in PARAMETERS if name != "colors"]
+        results.append(torch.autograd.grad(loss, used))
+    for want, got in zip(*results, strict=True):
+        assert_gradient(got, want, 1e-9)
+
+
+@pytest.mark.parametrize("sh_degree", [None, 2])
+def test_sparse_gradients(sh_degree: int | None) -> None:
+    scene = make_scene(40, 2, sh_degree, seed=14)
+    scene["means"][::3, 2] *= -1  # behind the cameras
+    dense = leaves_of(scene)
+    images, alphas, meta = rasterization(**(scene | dense))
+    loss_of(images, alphas).backward()
+    sparse = leaves_of(scene)
+    loss_of(*rasterization(**(scene | sparse), sparse_grad=True)[:2]).backward()
+    visible = meta["gaussian_ids"].unique()
+    assert 0 < len(visible) < 40
+    for name in PARAMETERS:
+        grad = sparse[name].grad
+        if name in ("means", "quats", "scales"):
+            assert grad.layout == torch.sparse_coo and torch.equal(grad._indices()[0], visible)
+            grad = grad.to_dense()
+        assert_same(grad, dense[name].grad)
+    optimizer = torch.optim.SparseAdam([sparse["means"], sparse["quats"], sparse["scales"]], lr=0.1)
+    optimizer.step()
+    moved = (sparse["means"] != scene["means"]).any(-1).nonzero()[:, 0]
+    assert len(moved) > 20 and bool(torch.isin(moved, visible).all())
+
+
+# ---------------------------------------------------------------------------------- degenerate input
+
+
+@pytest.mark.parametrize("n", [0, 5])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("sh_degree", [None, 2])
+def test_nothing_is_seen(n: int, packed: bool, sh_degree: int | None) -> None:
+    scene = make_scene(n, 2, sh_degree)
+    scene["means"] *= torch.tensor([1.0, 1.0, -1.0])
+    leaves = leaves_of(scene)
+    images, alphas, meta = rasterization(**(scene | leaves), packed=packed, render_mode="RGB+ED", absgrad=True)
+    meta["means2d"].retain_grad()
+    assert images.count_nonzero() == 0
+    (images.sum() + alphas.sum()).backward()
+    assert meta["means2d"].grad.shape == meta["means2d"].shape
+    for name, leaf in leaves.items():
+        assert leaf.grad.shape == leaf.shape and leaf.grad.count_nonzero() == 0, name
+
+
+@pytest.mark.parametrize("camera_model", CAMERA_MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_invalid_gaussians_and_views_get_zero_gradients(dtype: torch.dtype, camera_model: str) -> None:
+    big = torch.finfo(dtype).max ** 0.75
+    scene = make_scene(30, 3, 1, seed=7, dtype=dtype, camera_model=camera_model)
+    bad = [
+        ("means", (0, torch.nan)),
+        ("means", (2, torch.inf)),
+        ("quats", (slice(None), 0.0)),
+        ("quats", (1, torch.nan)),
+        ("quats", (slice(None), big)),
+        ("scales", (0, torch.inf)),
+        ("scales", (slice(None), big)),
+        ("opacities", ((), torch.nan)),
+        ("opacities", ((), -torch.inf)),
+        ("colors", ((0, 0), torch.nan)),
+        ("colors", ((3, 2), -torch.inf)),
+        ("opacities", ((), 0.0)),
+        ("opacities", ((), -1.0)),
+        ("means", (2, -5.0)),
+    ]
+    scene["means"][:11, :2] *= 0.2  # seen, so that a bad colour is looked at
+    for n, (name, (index, value)) in enumerate(bad):
+        scene[name][n][index] = value
+    scene["viewmats"][1, 1, :3] = 0.0  # singular: this view sees nothing
+    clean = scene | {name: scene[name][len(bad) :] for name in PARAMETERS[:5]}
+    results = []
+    for arguments in (scene, clean):
+        leaves = leaves_of(arguments)
+        images, alphas, _ = rasterization(**(arguments | leaves), render_mode="RGB+ED", rasterize_mode="antialiased")
+        loss_of(images, alphas).backward()
+        results.append({name: leaf.grad for name, leaf in leaves.items()})
+    got, want = results
+    for name in PARAMETERS[:5]:
+        assert got[name][: len(bad)].count_nonzero() == 0, name
+        assert_same(got[name][len(bad) :].clone(), want[name])
+    for name in ("viewmats", "Ks"):
+        assert got[name][1].count_nonzero() == 0 and got[name][[0, 2]].any(), name
+        assert_gradient(got[name], want[name], 1e-4 if dtype == torch.float32 else 1e-10, name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"scales": [[0.0, 0.0, 0.0]]}, "point"),
+        ({"scales": [[0.1, 0.0, 0.0]]}, "needle"),
+        ({"scales": [[1e-16, 1.0, 1.0]], "eps2d": 0.0}, "conic near overflow"),
+        ({"scales": [[0.0, 0.0, 0.0]], "eps2d": 0.0}, "no area"),
+        ({"scales": [[1e4, 1e4, 1e4]]}, "huge"),
+        ({"means": [[0.0, 0.0, 0.0]], "near_plane": 0.0}, "at the camera"),
+        ({"means": [[0.0, 0.0, 1e-30]], "near_plane": 0.0}, "just before the camera"),
+        ({"means": [[1e3, 0.0, 0.02]], "scales": [[1e3, 1.0, 1.0]]}, "far to the side"),
+        ({"opacities": [1e30]}, "opacity far above 1"),
+        ({"quats": [[1e-15, 0.0, 0.0, 0.0]]}, "short quaternion"),
+        ({"quats": [[-2.0, 0.0, 0.0, 0.0]]}, "long quaternion"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("camera_model", CAMERA_MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_degenerate_gaussians_give_finite_gradients(
+    dtype: torch.dtype, camera_model: str, changes: dict[str, Any], label: str
+) -> None:
+    scene = one_gaussian(camera_model=camera_model, sh_degree=2)
+    scene["colors"] = torch.full((1, 9, 3), 0.1)
+    scene |= {k: torch.tensor(v) if isinstance(v, list) else v for k, v in changes.items()}
+    for name in PARAMETERS:
+        scene[name] = scene[name].to(dtype)
+    for mode in ("classic", "antialiased"):
+        leaves = leaves_of(scene)
+        images, alphas, meta = rasterization(
+            **(scene | leaves), rasterize_mode=mode, render_mode="RGB+ED", absgrad=True
+        )
+        meta["means2d"].retain_grad()
+        (images.sum() + alphas.sum()).backward()
+        if label == "conic near overflow" and dtype == torch.float32:
+            continue  # d conic / d covariance is conic^2, which has no float32 value
+        assert meta["means2d"].grad.isfinite().all() and meta["means2d"].absgrad.isfinite().all()
+        for name, leaf in leaves.items():
+            assert leaf.grad.isfinite().all(), name
+
+
+def test_alpha_cap_passes_no_gradient() -> None:
+    scene = one_gaussian(opacities=torch.tensor([1.5]).double().requires_grad_())
+    images, _, _ = rasterization(**scene)
+    capped, below = images[0, 8, 8].sum(), images[0, 8, 11].sum()
+    assert torch.autograd.grad(capped, scene["opacities"], retain_graph=True)[0].item() == 0
+    assert torch.autograd.grad(below, scene["opacities"])[0].item() > 0
+
+
+def test_alpha_exactly_at_the_cap_passes_its_gradient() -> None:
+    scene = one_gaussian(opacities=torch.tensor([0.75]).double().requires_grad_())
+    images, _, _ = rasterization(**scene, alpha_cap=0.75)  # exp(-0) in the pixel of the mean
+    (gradient,) = torch.autograd.grad(images[0, 8, 8].sum(), scene["opacities"])
+    assert gradient.item() == pytest.approx(1.75)
+
+
+# ------------------------------------------------------------------------------------------ gsplat
+
+
+def test_gsplats_densification_strategy_drives_it() -> None:
+    """DefaultStrategy retains the gradient of means2d, reads it after backward, and splits what moved."""
+    strategies = pytest.importorskip("gsplat.strategy")
+    scene = make_scene(60, 2, seed=15, dtype=torch.float32)
+    for absgrad, packed in ((False, True), (True, False), (False, False), (True, True)):
+        parameters = torch.nn.ParameterDict(
+            {
+                "means": scene["means"].clone(),
+                "quats": scene["quats"].clone(),
+                "scales": scene["scales"].log(),
+                "opacities": torch.logit(scene["opacities"]),
+                "colors": scene["colors"].clone(),
+            }
+        )
+        optimizers = {name: torch.optim.Adam([p], lr=1e-3) for name, p in parameters.items()}
+        strategy = strategies.DefaultStrategy(
+            absgrad=absgrad, refine_start_iter=0, refine_every=3, grow_grad2d=1e-6, reset_every=10_000
+        )
+        strategy.check_sanity(parameters, optimizers)
+        state = strategy.initialize_state(scene_scale=1.0)
+        for step in range(1, 5):
+            images, _, info = rasterization(
+                parameters["means"],
+                parameters["quats"],
+                parameters["scales"].exp(),
+                torch.sigmoid(parameters["opacities"]),
+                parameters["colors"],
+                scene["viewmats"],
+                scene["Ks"],
+                scene["width"],
+                scene["height"],
+                packed=packed,
+                absgrad=absgrad,
+            )
+            strategy.step_pre_backward(parameters, optimizers, state, step, info)
+            (images - 0.5).abs().mean().backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            strategy.step_post_backward(parameters, optimizers, state, step, info, packed=packed)
+        assert len(parameters["means"]) > 60
+        assert all(bool(p.isfinite().all()) for p in parameters.values())
