@@ -16,7 +16,7 @@ BATCHES = (1, 2, 4, 8, 16)
 """Pictures of a graph; the smallest that holds a group runs it, with old pictures in the places left over."""
 
 KEPT_SIZES = 2
-"""Picture sizes whose graphs are kept. At 427x240 they take 0.3 GB in float64."""
+"""Picture sizes whose graphs are kept. Those of 427x240 take about 0.3 GB in float64."""
 
 Score = Callable[[Tensor], Tensor]
 """[B, 3, H, W] -> [B] float64, by kernels alone: nothing waits, nothing comes from the host, and a picture's score
