@@ -18,15 +18,12 @@ from rapfast.io.atomic import atomic_path
 
 DESTINATIONS = ("cpu", "pinned", "device")
 
-MOVERS = 4
-"""Threads that move views from pinned to ordinary memory."""
-
 
 class ViewBuffer:
     """[count, *shape], filled in parts.
 
     From a GPU to "cpu", parts go through two pinned buffers in turn, on a stream of their own, and on to the result by
-    threads: page faults make that slower than the GPU's copy, and the caller has the next part to launch. To "pinned"
+    a thread: page faults make that slower than the GPU's copy, and the caller has the next part to launch. To "pinned"
     they go directly. Two parts are under way at most: the third `put` waits for the first. `finish` waits for all.
 
     Args:
@@ -49,7 +46,7 @@ class ViewBuffer:
             pin_memory=self._on_gpu and not self._staged,
         )
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
-        self._movers = ThreadPoolExecutor(MOVERS, "rapfast-copy") if self._staged else None
+        self._mover = ThreadPoolExecutor(1, "rapfast-copy") if self._staged else None
         # Of the two parts under way: the pinned memory of each, and what waits until that is free.
         self._under_way: list[tuple[Tensor | None, Callable[[], object]] | None] = [None, None]
         self._turn = 0
@@ -66,8 +63,8 @@ class ViewBuffer:
         """The result, when all parts have arrived."""
         for turn in (self._turn, self._turn ^ 1):
             self._wait(turn)
-        if self._movers is not None:
-            self._movers.shutdown()
+        if self._mover is not None:
+            self._mover.shutdown()
         return self._result
 
     def _put_range(self, where: slice, part: Tensor) -> None:
@@ -81,10 +78,11 @@ class ViewBuffer:
         self._stream.wait_stream(torch.cuda.current_stream(part.device))
         with torch.cuda.stream(self._stream):
             target.copy_(part, non_blocking=True)
-            arrived = torch.cuda.Event()
+            # Where it lets the host sleep, it wakes it half a millisecond late: the caller does not, the thread may.
+            arrived = torch.cuda.Event(blocking=self._staged)
             arrived.record(self._stream)
         part.record_stream(self._stream)
-        wait = arrived.synchronize if memory is None else self._move(where, target, arrived)
+        wait = arrived.synchronize if memory is None else self._mover.submit(self._move, where, target, arrived).result
         self._under_way[self._turn] = memory, wait
         self._turn ^= 1
 
@@ -97,20 +95,11 @@ class ViewBuffer:
         wait()
         return memory
 
-    def _move(self, where: slice, memory: Tensor, arrived: torch.cuda.Event) -> Callable[[], object]:
-        """From pinned memory to the result, by the threads; gives what waits for them."""
-        source, target = memory.numpy(), self._result[where].numpy()
-        share = -(-len(source) // MOVERS)
-        moves = [
-            self._movers.submit(_copy, source[i : i + share], target[i : i + share], arrived)
-            for i in range(0, len(source), share)
-        ]
-        return lambda: [move.result() for move in moves]
-
-
-def _copy(source: np.ndarray, target: np.ndarray, arrived: torch.cuda.Event) -> None:
-    arrived.synchronize()
-    np.copyto(target, source)  # numpy's, by this thread alone: torch's would leave a core spinning for each of its own
+    def _move(self, where: slice, memory: Tensor, arrived: torch.cuda.Event) -> None:
+        """In the thread: from pinned memory to the result. torch copies on all cores, which share the page faults."""
+        arrived.synchronize()
+        with torch.inference_mode(self._result.is_inference()):  # the mode is each thread's own
+            self._result[where].copy_(memory)
 
 
 def to_pixels(pictures: Tensor) -> Tensor:
