@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -351,6 +353,28 @@ def test_an_input_changed_in_place_before_backward_is_an_error() -> None:
     means += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         images.sum().backward()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_memory_goes_with_the_outputs(packed: bool) -> None:
+    """Nothing waits for the garbage collector: no cycle runs through the graph, and meta keeps no image."""
+    scene = make_scene(30, 2, 1, seed=32)
+    leaves = leaves_of(scene)
+    gc.collect()
+    gc.disable()
+    try:
+        images, alphas, meta = rasterization(
+            **(scene | leaves), render_mode="RGB+ED", packed=packed, absgrad=True, sparse_grad=packed
+        )
+        meta["means2d"].retain_grad()
+        (images.sum() + alphas.sum()).backward()
+        kept = weakref.ref(images), weakref.ref(meta["means2d"]), weakref.ref(meta["means2d"].absgrad)
+        del images, alphas
+        assert kept[0]() is None
+        del meta
+        assert [ref() for ref in kept] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_autocast_leaves_gradients_alone() -> None:

@@ -230,7 +230,7 @@ RAPFAST_HD void pinhole_axis_vjp(T p, T rz, T f, T lim_neg, T lim_pos, T v_x, T 
   v_rz += f * (v_x * p + v_jp - v_jz * u);
   v_f += rz * (v_x * p + v_jp - v_jz * u);
   v_c += v_x;
-  if (u == ratio) {
+  if (ratio >= -lim_neg && ratio <= lim_pos) {
     v_p += v_u * rz;
     v_rz += v_u * p;
   } else {

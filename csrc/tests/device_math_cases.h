@@ -231,6 +231,131 @@ struct ShBasisCase {
   }
 };
 
+// Adjoints. What flows in is read last, as numbers between -1 and 1.
+
+struct CovarianceVjpCase {
+  static constexpr const char* kName = "covariance_vjp";
+  static constexpr int kInputs = 13, kValues = 7, kDecisions = 0;
+
+  template <typename T>
+  RAPFAST_HD static void run(const T* in, T* values, int32_t*) {
+    for (int i = 0; i < kValues; ++i) values[i] = T(0);
+    covariance_vjp(in, in + 4, Sym3<T>{in[7], in[8], in[9], in[10], in[11], in[12]}, values, values + 4);
+  }
+
+  static void draw(Random& r, bool edge, float* in) {
+    random_quaternion(r, in);
+    for (int i = 4; i < 7; ++i) in[i] = r.power(-4.f, 2.f);
+    for (int i = 7; i < 13; ++i) in[i] = r.uniform(-1.f, 1.f);
+    if (edge) in[r.below(13)] = special(r);
+  }
+};
+
+struct CameraCenterVjpCase {
+  static constexpr const char* kName = "camera_center_vjp";
+  static constexpr int kInputs = 28, kValues = 12, kDecisions = 0;
+
+  template <typename T>
+  RAPFAST_HD static void run(const T* in, T* values, int32_t*) {
+    const View<T> pose = load_pose(in);
+    ViewGrad<T> v = {};
+    camera_center_vjp(pose, camera_center(pose), Vec3<T>{in[25], in[26], in[27]}, v);
+    for (int i = 0; i < 9; ++i) values[i] = v.R.m[i];
+    values[9] = v.t.x;
+    values[10] = v.t.y;
+    values[11] = v.t.z;
+  }
+
+  static void draw(Random& r, bool edge, float* in) {
+    random_camera(r, 640.f, 480.f, in);
+    for (int i = 25; i < 28; ++i) in[i] = r.uniform(-1.f, 1.f);
+    if (edge) in[25 + r.below(3)] = special(r);
+  }
+};
+
+template <CameraModel kModel>
+struct ProjectPointVjpCase {
+  static constexpr const char* kName = kModel == CameraModel::kPinhole ? "project_pinhole_vjp"
+                                       : kModel == CameraModel::kOrtho ? "project_ortho_vjp"
+                                                                       : "project_fisheye_vjp";
+  static constexpr int kInputs = 36, kValues = 7, kDecisions = 0;
+
+  template <typename T>
+  RAPFAST_HD static void run(const T* in, T* values, int32_t*) {
+    const View<T> view = load_view(in, in + 16, 640, 480);
+    const Projection2d<T> v_out = {in[28], in[29], {in[30], in[31], in[32]}, {in[33], in[34], in[35]}};
+    Vec3<T> v_p = {T(0), T(0), T(0)};
+    ViewGrad<T> v = {};
+    project_point_vjp(kModel, view, Vec3<T>{in[25], in[26], in[27]}, v_out, v_p, v);
+    const T all[7] = {v_p.x, v_p.y, v_p.z, v.fx, v.fy, v.cx, v.cy};
+    for (int i = 0; i < 7; ++i) values[i] = all[i];
+  }
+
+  static void draw(Random& r, bool edge, float* in) {
+    ProjectPointCase<kModel>::draw(r, edge, in);
+    for (int i = 28; i < 36; ++i) in[i] = r.uniform(-1.f, 1.f);
+  }
+};
+
+// The whole adjoint of stage 1 for one visible Gaussian.
+template <CameraModel kModel, bool kAntialiased>
+struct ProjectVjpCase {
+  static constexpr const char* kNames[3][2] = {
+      {"project_gaussian_vjp pinhole", "project_gaussian_vjp pinhole antialiased"},
+      {"project_gaussian_vjp ortho", "project_gaussian_vjp ortho antialiased"},
+      {"project_gaussian_vjp fisheye", "project_gaussian_vjp fisheye antialiased"}};
+  static constexpr const char* kName = kNames[int(kModel)][kAntialiased];
+  static constexpr int kInputs = 48, kValues = 26, kDecisions = 1;
+
+  template <typename T>
+  RAPFAST_HD static void run(const T* in, T* values, int32_t* decisions) {
+    using Forward = ProjectCase<kModel, kAntialiased>;
+    T record[Forward::kValues];
+    int32_t forward[Forward::kDecisions];
+    Forward::run(in, record, forward);
+    decisions[0] = forward[0];
+    for (int i = 0; i < kValues; ++i) values[i] = T(0);
+    if (forward[0] != int32_t(Visibility::kVisible)) return;
+    const View<T> view = load_view(in, in + 16, int32_t(in[36]), int32_t(in[37]));
+    const Vec3<T> mean = {in[25], in[26], in[27]};
+    const Record<T> v_record = {in[41], in[42], in[43], in[44], in[45], in[46], in[47], T(0)};
+    Vec3<T> v_mean_c = {T(0), T(0), T(0)}, v_mean = {T(0), T(0), T(0)};
+    Sym3<T> v_cov = {T(0), T(0), T(0), T(0), T(0), T(0)};
+    T v_opacity = T(0);
+    ViewGrad<T> v = {};
+    project_gaussian_vjp(view, kModel, kAntialiased, in[38], world_to_camera(view, mean),
+                         covariance(in + 28, in + 32), in[35], v_record, v_mean_c, v_cov, v_opacity, v);
+    world_to_camera_vjp(view, mean, v_mean_c, v_mean, v);
+    const T all[17] = {v_mean.x, v_mean.y, v_mean.z, v_cov.xx, v_cov.xy, v_cov.xz, v_cov.yy, v_cov.yz, v_cov.zz,
+                       v_opacity, v.t.x, v.t.y, v.t.z, v.fx, v.fy, v.cx, v.cy};
+    for (int i = 0; i < 17; ++i) values[i] = all[i];
+    for (int i = 0; i < 9; ++i) values[17 + i] = v.R.m[i];
+  }
+
+  static void draw(Random& r, bool edge, float* in) {
+    ProjectCase<kModel, kAntialiased>::draw(r, edge, in);
+    for (int i = 41; i < 48; ++i) in[i] = r.uniform(-1.f, 1.f);
+  }
+};
+
+struct ShBasisVjpCase {
+  static constexpr const char* kName = "sh_basis_vjp";
+  static constexpr int kInputs = 28, kValues = 3, kDecisions = 0;
+
+  template <typename T>
+  RAPFAST_HD static void run(const T* in, T* values, int32_t*) {
+    const Vec3<T> v = sh_basis_vjp(4, Vec3<T>{in[0], in[1], in[2]}, in + 3);
+    values[0] = v.x;
+    values[1] = v.y;
+    values[2] = v.z;
+  }
+
+  static void draw(Random& r, bool edge, float* in) {
+    ShBasisCase::draw(r, edge, in);
+    for (int i = 3; i < 28; ++i) in[i] = r.uniform(-1.f, 1.f);
+  }
+};
+
 struct TileRectCase {
   static constexpr const char* kName = "tile_rect";
   static constexpr int kInputs = 6, kValues = 0, kDecisions = 4;
