@@ -24,6 +24,9 @@ struct BlendParams {
   const int64_t* tile_offsets;   // [I * tiles_y * tiles_x + 1]
   const int32_t* tile_records;   // [n] relative to the image's first record
 
+  // Scratch [tiles + 2] or null: the order in which the GPU takes the tiles. Worth its kernels in large calls.
+  uint32_t* order = nullptr;
+
   T* colors;  // [I, H, W, D] output: sum of weight x colour, no background
   T* alphas;  // [I, H, W] output: 1 - final transmittance
 };

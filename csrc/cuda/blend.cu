@@ -8,6 +8,8 @@
 // in them, and a step costs no more than the longest of four lists asks for.
 #include "../blend.h"
 
+#include <type_traits>
+
 #include "../math/tile.h"
 #include "check.cuh"
 #include "scratch.h"
@@ -21,6 +23,8 @@ constexpr int kCell = 4;                  // pixels per side of what eight lanes
 constexpr int kCells = 4;                 // of a warp
 constexpr int kCellsPerSide = kTileSize / kCell;
 constexpr int kRowStep = kCell / 2;        // between the two pixels of a lane
+constexpr int kStep = 2;                   // records per step of a cell
+constexpr int kHeavy = 4;                  // a list this many times as long as the mean is begun first
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kLog2Cut = -7.994353436858858f;  // of Constants<float>::kAlphaCut = 1 / 255
@@ -89,9 +93,11 @@ struct alignas(16) Staged {
 };
 
 struct Pixel {
-  // Of what is drawn so far; with its sign flipped once the pixel has stopped.
-  float transmittance = 1.f;
+  float transmittance = 1.f;  // behind all that was met, what it stopped at included: from there nothing climbs back
+  float drawn = 1.f;          // behind what was drawn
   int32_t last = -1;
+
+  __device__ bool open() const { return transmittance > Constants<float>::kTransmittanceStop; }
 };
 
 // The weight of one record in one pixel where it draws.
@@ -104,7 +110,8 @@ __device__ __forceinline__ bool weigh(float exponent, float log2_opacity, float 
   // Written so that NaN does not draw.
   const bool hit = exponent >= kLog2Cut && exponent <= log2_opacity;
   const bool draws = hit && next > Constants<float>::kTransmittanceStop;
-  if (hit) pixel.transmittance = draws ? next : -fabsf(pixel.transmittance);
+  if (hit) pixel.transmittance = next;
+  if (draws) pixel.drawn = next;
   if (kKeepState && draws) pixel.last = place;
   return draws;
 }
@@ -123,7 +130,8 @@ struct Shared {
   Record records[2 * kRows];
   float4 colors[kQuads == 0 ? 1 : 2 * kRows][kQuads == 0 ? 1 : kQuads];
   uint16_t cells[2][kWindow];
-  alignas(4) uint16_t lists[kWarps][kCells][kWindow];  // rows of `records`
+  using Entry = std::conditional_t<kQuads == 0, uint32_t, uint16_t>;
+  alignas(16) Entry lists[kWarps][kCells][kWindow];  // of records, as offsets in bytes
 };
 
 __device__ __forceinline__ void copy_async(float4* to, const float* from) {
@@ -143,7 +151,7 @@ __device__ __forceinline__ void wait_for_copies() {
 // Up to kChannels channels from blockIdx.y * kChannels on. Channels never mix, so how many a pass
 // takes changes no bit.
 template <int kChannels, bool kKeepState>
-__global__ void __launch_bounds__(kWindow)
+__global__ void __launch_bounds__(kWindow, kChannels <= 4 ? 8 : 1)
     blend_kernel(BlendParams<float> p, float* __restrict__ transmittances,
                  int32_t* __restrict__ last_ids) {
   using Memory = Shared<kChannels>;
@@ -151,7 +159,8 @@ __global__ void __launch_bounds__(kWindow)
   __shared__ Memory shared;
 
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, cell = lane / 8;
-  const uint32_t tile_of_all = blockIdx.x, tiles = uint32_t(p.tiles_x) * uint32_t(p.tiles_y);
+  const uint32_t tile_of_all = p.order == nullptr ? blockIdx.x : p.order[blockIdx.x];
+  const uint32_t tiles = uint32_t(p.tiles_x) * uint32_t(p.tiles_y);
   const uint32_t image = tile_of_all / tiles, tile = tile_of_all - image * tiles;
   const int tile_row = int(tile / uint32_t(p.tiles_x)), tile_column = int(tile) - tile_row * p.tiles_x;
   const int left = tile_column * kTileSize, top = (p.first_tile_row + tile_row) * kTileSize;
@@ -163,8 +172,8 @@ __global__ void __launch_bounds__(kWindow)
 
   Pixel pixels[2];
   // Outside the image nothing is drawn.
-  if (column >= p.width || row >= p.height) pixels[0].transmittance = -1.f;
-  if (column >= p.width || row + kRowStep >= p.height) pixels[1].transmittance = -1.f;
+  if (column >= p.width || row >= p.height) pixels[0].transmittance = 0.f;
+  if (column >= p.width || row + kRowStep >= p.height) pixels[1].transmittance = 0.f;
   float sums[2][kChannels] = {};
 
   const int64_t begin = p.tile_offsets[tile_of_all];
@@ -195,11 +204,13 @@ __global__ void __launch_bounds__(kWindow)
     }
   };
 
-  if (thread < 2) {
-    typename Memory::Record nothing{};
-    nothing.log2_opacity = -INFINITY;
-    shared.records[thread * kRows + kWindow] = nothing;
+  if (thread == 0) {
+    typename Memory::Record none{};
+    none.log2_opacity = -INFINITY;
+    shared.records[kWindow] = none;
   }
+  using Entry = typename Memory::Entry;
+  const auto entry_of = [](uint32_t record) { return Entry(record * sizeof(typename Memory::Record)); };
   int32_t next_id = thread + kWindow < n ? ids[thread + kWindow] : 0;
   fetch(thread, thread < n ? ids[thread] : 0);
   for (int base = 0; base < n; base += kWindow) {
@@ -223,7 +234,7 @@ __global__ void __launch_bounds__(kWindow)
     }
     shared.cells[buffer][thread] = uint16_t(reached);
     if (kQuads > 0) wait_for_copies();
-    const bool open = pixels[0].transmittance > 0.f || pixels[1].transmittance > 0.f;
+    const bool open = pixels[0].open() || pixels[1].open();
     // The window is there for all, and all have left the one before it.
     if (__syncthreads_and(!open)) break;
     fetch(base + kWindow + thread, next_id);
@@ -241,24 +252,29 @@ __global__ void __launch_bounds__(kWindow)
         const bool in = (of_record >> (k / 2 * kCellsPerSide + k % 2) & 1u) != 0 && (open_lanes >> 8 * k & 0xffu) != 0;
         const uint32_t all = __ballot_sync(kFullWarp, in);
         if (in) {
-          shared.lists[warp][k][counts[k] + __popc(all & ((1u << lane) - 1))] = uint16_t(buffer * kRows + first + lane);
+          shared.lists[warp][k][counts[k] + __popc(all & ((1u << lane) - 1))] =
+              entry_of(buffer * kRows + first + lane);
         }
         counts[k] += __popc(all);
       }
     }
-    int n_steps = max(max(counts[0], counts[1]), max(counts[2], counts[3]));
-    n_steps = (n_steps + 1) / 2 * 2;
-    uint16_t* list = shared.lists[warp][cell];
+    const int most = max(max(counts[0], counts[1]), max(counts[2], counts[3]));
+    const int n_steps = (most + kStep - 1) / kStep;
+    Entry* list = shared.lists[warp][cell];
     const int mine = cell < 2 ? (cell == 0 ? counts[0] : counts[1]) : (cell == 2 ? counts[2] : counts[3]);
-    for (int k = mine + lane % 8; k < n_steps; k += 8) list[k] = uint16_t(kWindow);
+    for (int k = mine + lane % 8; k < n_steps * kStep; k += 8) list[k] = entry_of(kWindow);
     __syncwarp();
 
-    for (int step = 0; step < n_steps; step += 2) {
-      const uint32_t both = *reinterpret_cast<const uint32_t*>(list + step);
+    for (int step = 0; step < n_steps; ++step) {
+      struct alignas(sizeof(Entry) * kStep) Entries {
+        Entry of[kStep];
+      };
+      const Entries entries = reinterpret_cast<const Entries*>(list)[step];
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const uint32_t at = k == 0 ? both & 0xffffu : both >> 16;
-        const typename Memory::Record& r = shared.records[at];
+      for (int k = 0; k < kStep; ++k) {
+        const uint32_t at = entries.of[k];
+        const typename Memory::Record& r =
+            *reinterpret_cast<const typename Memory::Record*>(reinterpret_cast<const char*>(shared.records) + at);
         const float dx = r.x - px, dy = r.y - py, dy1 = dy - float(kRowStep);
         const float along_x = fmaf(r.a * dx, dx, r.log2_opacity), xy = r.b * dx;
         float weights[2];
@@ -269,15 +285,17 @@ __global__ void __launch_bounds__(kWindow)
         if (kQuads == 0) {
 #pragma unroll
           for (int d = 0; d < Memory::kInRecord; ++d) {
-            if (draws[0]) sums[0][d] = fmaf(r.color[d], weights[0], sums[0][d]);
-            if (draws[1]) sums[1][d] = fmaf(r.color[d], weights[1], sums[1][d]);
+            const float part = r.color[d];
+            if (draws[0]) sums[0][d] = fmaf(part, weights[0], sums[0][d]);
+            if (draws[1]) sums[1][d] = fmaf(part, weights[1], sums[1][d]);
           }
         } else if (draws[0] || draws[1]) {
+          const uint32_t row = at / uint32_t(sizeof(typename Memory::Record));
           const float w0 = draws[0] ? weights[0] : 0.f, w1 = draws[1] ? weights[1] : 0.f;
 #pragma unroll
           for (int quad = 0; quad < kQuads; ++quad) {
-            const float4 four = shared.colors[at][quad ^ (at & Memory::kSwizzle)];
-            const float part[4] = {four.x, four.y, four.z, four.w};
+            const float4 color = shared.colors[row][quad ^ (row & Memory::kSwizzle)];
+            const float part[4] = {color.x, color.y, color.z, color.w};
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               sums[0][4 * quad + e] = fmaf(part[e], w0, sums[0][4 * quad + e]);
@@ -311,13 +329,32 @@ __global__ void __launch_bounds__(kWindow)
       }
     }
     if (blockIdx.y == 0) {
-      const float transmittance = fabsf(pixels[k].transmittance);
-      p.alphas[pixel] = 1.f - transmittance;
+      p.alphas[pixel] = 1.f - pixels[k].drawn;
       if (kKeepState) {
-        transmittances[pixel] = transmittance;
+        transmittances[pixel] = pixels[k].drawn;
         last_ids[pixel] = pixels[k].last;
       }
     }
+  }
+}
+
+// Tiles with long lists to the front, the others to the back: a long list that is begun last is what the whole
+// call waits for. Which comes first within a class changes no pixel.
+__global__ void __launch_bounds__(kThreads)
+    order_kernel(const int64_t* __restrict__ tile_offsets, int64_t n_tiles, uint32_t* order, uint32_t* taken) {
+  const int64_t heavy_from = kHeavy * (tile_offsets[n_tiles] / n_tiles + 1);
+  const int lane = threadIdx.x % 32;
+  for (int64_t first = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * 32; first < n_tiles;
+       first += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t t = first + lane;
+    const bool exists = t < n_tiles, heavy = exists && tile_offsets[t + 1] - tile_offsets[t] >= heavy_from;
+    const uint32_t heavies = __ballot_sync(kFullWarp, heavy), lights = __ballot_sync(kFullWarp, exists && !heavy);
+    uint32_t start = 0;
+    if (lane < 2) start = atomicAdd(taken + lane, __popc(lane == 0 ? heavies : lights));
+    const uint32_t below = (1u << lane) - 1;
+    const uint32_t front = __shfl_sync(kFullWarp, start, 0) + __popc(heavies & below);
+    const uint32_t back = uint32_t(n_tiles) - 1 - __shfl_sync(kFullWarp, start, 1) - __popc(lights & below);
+    if (exists) order[heavy ? front : back] = uint32_t(t);
   }
 }
 
@@ -338,7 +375,14 @@ void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_id
 
 void blend_cuda(const BlendParams<float>& p, float* transmittances, int32_t* last_ids,
                 cudaStream_t stream) {
-  if (p.n_images == 0) return;
+  const int64_t n_tiles = p.n_images * p.tiles_x * p.tiles_y;
+  if (n_tiles == 0) return;
+  if (p.order != nullptr) {
+    uint32_t* taken = p.order + n_tiles;
+    check(cudaMemsetAsync(taken, 0, 2 * sizeof(uint32_t), stream), "cudaMemsetAsync");
+    order_kernel<<<grid_for(n_tiles), kThreads, 0, stream>>>(p.tile_offsets, n_tiles, p.order, taken);
+    check_launch("order_kernel");
+  }
   const int64_t d = p.n_channels;
   if (d == 1) {
     launch<1>(p, transmittances, last_ids, stream);

@@ -14,10 +14,13 @@ namespace {
 
 static_assert(sizeof(RenderStatus) == 3 * sizeof(int64_t), "rapfast/ops/render.py reads three numbers");
 
+constexpr int64_t kOrderedCapacity = 4 << 20;  // intersections from which tiles with long lists are drawn first
+
 struct Scratch {
   ProjectScratch project;
   BinScratch bin;
   NetView* net_views;  // [I]
+  uint32_t* tile_order;
   // Where the state does not keep them.
   int64_t* tile_offsets;
   int32_t* tile_records;
@@ -38,6 +41,7 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   scratch.project =
       project_scratch(arena, s.n_scenes * s.n_cameras, s.n_gaussians, s.record_capacity);
   scratch.bin = bin_scratch(arena, s.record_capacity, s.capacity);
+  scratch.tile_order = arena.take<uint32_t>(all_tiles(s) + 2);
   if (!s.keep_state) {
     scratch.tile_offsets = arena.take<int64_t>(all_tiles(s) + 1);
     scratch.tile_records = arena.take<int32_t>(s.capacity);
@@ -299,6 +303,8 @@ Counts render_cuda(const RenderParams& params, int device, cudaStream_t stream) 
   blend.image_offsets = project.image_offsets;
   blend.tile_offsets = bin.tile_offsets;
   blend.tile_records = bin.tile_records;
+  // In small calls the kernels that find the order cost more than it saves.
+  if (sizes.capacity >= kOrderedCapacity) blend.order = scratch.tile_order;
   blend.colors = params.colors;
   blend.alphas = params.alphas;
   blend_cuda(blend, static_cast<float*>(part(layout.transmittances)),
