@@ -355,6 +355,23 @@ def test_an_input_changed_in_place_before_backward_is_an_error() -> None:
         images.sum().backward()
 
 
+def test_inside_a_compiled_function() -> None:
+    """With graph breaks, where the number of records is read, and to the same bits."""
+    scene = make_scene(20, 1, 1, seed=33)
+
+    def loss(leaves: dict[str, Tensor]) -> Tensor:
+        images, alphas, _ = rasterization(**(scene | leaves), render_mode="RGB+ED")
+        return images.square().sum() + alphas.sum()
+
+    results = []
+    for run in (loss, torch.compile(loss, backend="aot_eager")):
+        leaves = leaves_of(scene)
+        run(leaves).backward()
+        results.append([x.grad for x in leaves.values()])
+    for want, got in zip(*results, strict=True):
+        assert_same(got, want)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_memory_goes_with_the_outputs(packed: bool) -> None:
     """Nothing waits for the garbage collector: no cycle runs through the graph, and meta keeps no image."""

@@ -97,9 +97,12 @@ def render_with_grad(
         },
         None if packed else (*batch, n_cameras, n_gaussians, 2),
     )  # fmt: skip
-    projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
     visible.gaussian_ids = gaussian_ids
-    record_colors = _Color.apply(means, viewmats, Ks, colors, *projected, width, height, sh_degree, render_mode)
+    record_colors, records, n_invalid = _Color.apply(
+        means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height, sh_degree,
+        render_mode,
+    )  # fmt: skip
+    projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
     tiles = bin(projected._replace(records=records.detach()), width, height)
     if absgrad:
         means2d.absgrad = torch.zeros_like(means2d, requires_grad=False)
@@ -231,18 +234,19 @@ class _Color(Function):
         height: int,
         sh_degree: int | None,
         render_mode: str,
-    ) -> Tensor:
-        # Takes records whose colour is not finite out, in place. Nothing has been saved of them yet.
-        projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
-        out = color(means, viewmats, Ks, colors, projected, width, height, sh_degree=sh_degree, render_mode=render_mode)
-        ctx.save_for_backward(means, viewmats, colors, gaussian_ids, image_offsets, records)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # The operator takes records whose colour is not finite out in place, which a graph allows of copies alone.
+        out = Records(records.clone(), radii, gaussian_ids, image_offsets, n_invalid.clone())
+        values = color(means, viewmats, Ks, colors, out, width, height, sh_degree=sh_degree, render_mode=render_mode)
+        ctx.save_for_backward(means, viewmats, colors, gaussian_ids, image_offsets, out.records)
         ctx.sh_degree = -1 if sh_degree is None else sh_degree
         ctx.depth_channel = DEPTH_CHANNELS[render_mode]
-        return out
+        ctx.mark_non_differentiable(out.n_invalid)
+        return values, out.records, out.n_invalid
 
     @staticmethod
     @_first_derivative
-    def backward(ctx: Any, v_record_colors: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v_record_colors: Tensor, v_records: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, records = ctx.saved_tensors
         needs = ctx.needs_input_grad
         wanted = [needs[0], needs[1], needs[3], needs[4]]
@@ -256,16 +260,17 @@ class _Color(Function):
         )
         with_colors = ctx.depth_channel != 2
         with_directions = with_colors and ctx.sh_degree >= 0
-        v_records = None
-        if needs[4] and ctx.depth_channel != 0:
-            v_records = torch.zeros_like(records)
-            v_records[:, 6] = gradients.depths
+        if needs[4]:
+            v_records = v_records.clone()
+            v_records[:, 5].masked_fill_(records[:, 5] == 0, 0)  # taken out: a constant
+            if ctx.depth_channel != 0:
+                v_records[:, 6] += gradients.depths
         return (
             gradients.means if needs[0] and with_directions else None,
             gradients.viewmats if needs[1] and with_directions else None,
             None,
             gradients.colors if needs[3] and with_colors else None,
-            v_records,
+            v_records if needs[4] else None,
             *(None,) * 8,
         )
 
