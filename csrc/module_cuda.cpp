@@ -71,6 +71,7 @@ struct RenderPlan {
   RenderParams params;
   int device;
   int64_t state_size, scratch_size;
+  std::unique_ptr<FrontGraphs> graphs = std::make_unique<FrontGraphs>();
 
   explicit RenderPlan(const py::kwargs& kwargs) {
     Arguments a(kwargs);
@@ -108,12 +109,13 @@ struct RenderPlan {
     scratch_size = rapfast::scratch_size(sizes);
   }
 
-  // Addresses, 0 for what is absent; `net` None or the arguments of read_net_form.
-  py::tuple run(uintptr_t means, uintptr_t quats, uintptr_t scales, uintptr_t covars, uintptr_t opacities,
-                uintptr_t viewmats, uintptr_t Ks, uintptr_t colors, uintptr_t backgrounds, uintptr_t mean,
-                uintptr_t std, uintptr_t blended, uintptr_t alphas, uintptr_t out, uintptr_t out_alphas,
-                uintptr_t state, uintptr_t scratch, uintptr_t worst, uintptr_t stage_events,
-                const py::object& net, uintptr_t stream) const {
+  // The first part of a call. Addresses, 0 for what is absent; `net` None or the arguments of
+  // read_net_form.
+  std::unique_ptr<RenderCall> begin(uintptr_t means, uintptr_t quats, uintptr_t scales, uintptr_t covars,
+                                    uintptr_t opacities, uintptr_t viewmats, uintptr_t Ks, uintptr_t colors,
+                                    uintptr_t backgrounds, uintptr_t mean, uintptr_t std, uintptr_t state,
+                                    uintptr_t scratch, uintptr_t worst, uintptr_t stage_events,
+                                    const py::object& net, uintptr_t stream) const {
     RenderParams p = params;
     p.project.means = p.color.means = reinterpret_cast<const float*>(means);
     p.project.quats = reinterpret_cast<const float*>(quats);
@@ -126,28 +128,33 @@ struct RenderPlan {
     p.composite.backgrounds = reinterpret_cast<const float*>(backgrounds);
     p.composite.mean = reinterpret_cast<const float*>(mean);
     p.composite.std = reinterpret_cast<const float*>(std);
-    p.composite.colors = p.colors = reinterpret_cast<float*>(blended);
-    p.composite.alphas = p.alphas = reinterpret_cast<float*>(alphas);
-    p.composite.out = reinterpret_cast<void*>(out);
-    p.composite.out_alphas = reinterpret_cast<float*>(out_alphas);
     p.state = reinterpret_cast<char*>(state);
     p.scratch = reinterpret_cast<char*>(scratch);
     p.worst = reinterpret_cast<RenderStatus*>(worst);
     p.stage_events = reinterpret_cast<const cudaEvent_t*>(stage_events);
+    p.graphs = graphs.get();
     if (p.with_net) {
       const py::kwargs arguments = py::reinterpret_borrow<py::kwargs>(net);
       Arguments a(arguments);
       read_net_form(a, p.net);
       a.finish();
     }
-    Counts counts;
-    {
-      py::gil_scoped_release release;
-      counts = render_cuda(p, device, reinterpret_cast<cudaStream_t>(stream));
-    }
-    return py::make_tuple(counts.n_records, counts.n_intersections);
+    py::gil_scoped_release release;
+    return std::make_unique<RenderCall>(p, device, reinterpret_cast<cudaStream_t>(stream));
   }
 };
+
+// The second part; `images` and `out_alphas` are read where there is a composite. Returns the counts.
+py::tuple finish_render(RenderCall& call, uintptr_t blended, uintptr_t alphas, uintptr_t images,
+                        uintptr_t out_alphas) {
+  Counts counts;
+  {
+    py::gil_scoped_release release;
+    counts = call.finish({reinterpret_cast<float*>(blended), reinterpret_cast<float*>(alphas),
+                          reinterpret_cast<void*>(images), reinterpret_cast<float*>(out_alphas)});
+  }
+  return py::make_tuple(counts.n_records, counts.n_intersections);
+}
 
 // The stages one by one, for tests and for autograd. Their scratch is laid out as render's is.
 
@@ -343,7 +350,9 @@ void bind_cuda(py::module_& m) {
       .def(py::init<const py::kwargs&>())
       .def_readonly("state_size", &RenderPlan::state_size)
       .def_readonly("scratch_size", &RenderPlan::scratch_size)
-      .def("run", &RenderPlan::run);
+      .def_property_readonly("n_graphs", [](const RenderPlan& plan) { return plan.graphs->count(); })
+      .def("begin", &RenderPlan::begin);
+  py::class_<RenderCall>(m, "RenderCall").def("finish", &finish_render);
   m.def("project_scratch_size", &project_scratch_size);
   m.def("project_cuda", &project);
   m.def("color_cuda", &color);

@@ -2,6 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
 
 #include "bin.h"
 #include "blend.h"
@@ -49,6 +54,8 @@ int64_t color_stride(int64_t n_channels);
 StateLayout state_layout(const RenderSizes& sizes);
 int64_t scratch_size(const RenderSizes& sizes);  // bytes; needs a device only for CUB's queries
 
+class FrontGraphs;
+
 struct RenderParams {
   RenderSizes sizes;
   ProjectParams<float> project;   // inputs, options and n_invalid
@@ -58,8 +65,6 @@ struct RenderParams {
   float alpha_cap;
   CompositeParams<float> composite;
   bool with_composite;
-  float* colors;   // [I, sizes.rows(), W, D] blended
-  float* alphas;   // [I, sizes.rows(), W]
   char* state;     // [state_layout(sizes).size]
   char* scratch;   // [scratch_size(sizes)]
   // [6] events on the host, or null: recorded before the first stage and after each, for benchmarks.
@@ -69,14 +74,64 @@ struct RenderParams {
   bool fixed_room;
   // With fixed_room, or null: the largest status since the caller cleared it, on the device.
   RenderStatus* worst;
+  FrontGraphs* graphs;  // of earlier calls with these sizes and options, or null
 };
 
-// Queues everything on `stream` of `device`.
-//
-// Without fixed_room returns the counts of records and intersections wanted, as soon as they are on the
-// host, which is while the blend still runs. Where one exceeds its capacity the images are incomplete and
-// the caller comes again with more room. With fixed_room returns at once, with counts of -1.
-Counts render_cuda(const RenderParams& params, int device, cudaStream_t stream);
+struct RenderOutputs {
+  float* colors;      // [I, sizes.rows(), W, D] blended
+  float* alphas;      // [I, sizes.rows(), W]
+  void* images;       // [I, h, w, D] or [I, D, h, w] with_composite
+  float* out_alphas;  // [I, h, w] with_composite
+};
+
+// The stages up to bin as CUDA graphs, one for each set of addresses that calls come with again and again:
+// in a loop the scene is the same, and the allocator hands out the same blocks in turn. A graph is launched
+// in 6 us where its thirty kernels take 100, and leaves shorter gaps between them. The kernels and so the
+// bits are the same.
+class FrontGraphs {
+ public:
+  using Key = std::array<const void*, 8>;
+
+  FrontGraphs();
+  ~FrontGraphs();
+  FrontGraphs(const FrontGraphs&) = delete;
+  FrontGraphs& operator=(const FrontGraphs&) = delete;
+
+  // Calls `prepare` and launches the graph of `key` on `stream`, and returns whether there is one.
+  // `queue(stream)` queues the kernels; once the key has come often enough they become a graph.
+  bool launch(const Key& key, cudaStream_t stream, const std::function<void()>& prepare,
+              const std::function<void(cudaStream_t)>& queue);
+
+  int64_t count();  // of graphs
+
+ private:
+  struct Entry;
+  std::mutex mutex_;
+  std::vector<Entry> entries_;  // the last used one last
+};
+
+// One call on `stream` of `device`. It comes in two parts, so that the GPU has begun while the caller
+// allocates what only the second one needs.
+class RenderCall {
+ public:
+  // Queues all stages up to bin.
+  RenderCall(const RenderParams& params, int device, cudaStream_t stream);
+
+  // Queues the others.
+  //
+  // Without fixed_room returns the counts of records and intersections wanted, as soon as they are on the
+  // host, which is while the blend still runs. Where one exceeds its capacity the images are incomplete and
+  // the caller comes again with more room. With fixed_room returns at once, with counts of -1.
+  Counts finish(const RenderOutputs& outputs);
+
+  ~RenderCall();
+  RenderCall(const RenderCall&) = delete;
+  RenderCall& operator=(const RenderCall&) = delete;
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
 
 // Memory to overwrite where a call had too little room.
 struct PoisonSpan {

@@ -447,16 +447,16 @@ def _rapfast(
         require_cuda(inputs.means)
     elif device.type != "cpu":
         raise NotImplementedError(f"means must be on a CPU or CUDA device, got {check.describe(inputs.means)}")
+    if device.type == "cuda" and max_memory is None:
+        try:
+            return _at_once(inputs, s, packed, postprocess, network, network_input)
+        except split.TooLarge:
+            if torch.cuda.is_current_stream_capturing():  # what a split call needs is not known without a look
+                raise
     projection = {
         "camera_model": s.camera_model, "antialiased": s.antialiased, "eps2d": s.eps2d, "near_plane": s.near_plane,
         "far_plane": s.far_plane, "radius_clip": s.radius_clip,
     }  # fmt: skip
-    if device.type == "cuda" and max_memory is None:
-        try:
-            return _at_once(inputs, s, packed, postprocess, network, network_input, projection)
-        except split.TooLarge:
-            if torch.cuda.is_current_stream_capturing():
-                raise
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
     b = math.prod(batch_dims)
 
@@ -552,7 +552,7 @@ def refuse_gradients(inputs: _Inputs) -> None:
 
 def _at_once(
     inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None, network: ops.Network | None,
-    network_input: ops.NetworkInput | None, projection: dict[str, Any],
+    network_input: ops.NetworkInput | None,
 ) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
     """All views in one native call on a GPU, with little before its first launch.
 
@@ -565,11 +565,13 @@ def _at_once(
     ]
     if backgrounds is not None and batch_dims:
         backgrounds = backgrounds.flatten(0, len(batch_dims))
+    many = batch_dims.numel() * c > split.TOGETHER and not torch.cuda.is_current_stream_capturing()
     rendered = ops.render(
         means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, s.width, s.height,
-        **projection, sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap,
-        postprocess=postprocess, network=network, network_input=network_input,
-        max_bytes=_COMFORTABLE if batch_dims.numel() * c > split.TOGETHER else None,
+        camera_model=s.camera_model, antialiased=s.antialiased, eps2d=s.eps2d, near_plane=s.near_plane,
+        far_plane=s.far_plane, radius_clip=s.radius_clip, sh_degree=s.sh_degree, render_mode=s.render_mode,
+        alpha_cap=s.alpha_cap, postprocess=postprocess, network=network, network_input=network_input,
+        max_bytes=_COMFORTABLE if many else None,
     )  # fmt: skip
     images, alphas = rendered.images, rendered.alphas
 

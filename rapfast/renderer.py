@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rapfast import _check as check
 from rapfast import ops
-from rapfast.ops._library import aligned
+from rapfast.ops._library import aligned, current_stream
 from rapfast.ops.render import MAX_INDEX, Memory
 from rapfast.postprocess import PostProcess
 from rapfast.rasterization import (
@@ -175,19 +175,20 @@ class Renderer:
             RuntimeError: on a GPU, before `fit`, or where no ``capacity`` was given.
             NotImplementedError: a gradient is wanted.
         """
+        capturing = self._on_gpu and torch.cuda.is_current_stream_capturing()
+        graph = None if capturing else self._graph_for(viewmats, Ks)
+        if graph is not None:
+            self._wait_for_last_call()
+            torch._foreach_copy_(graph.cameras, [viewmats, Ks])
+            graph.graph.replay()
+            return graph.images, graph.alphas
         inputs = self._check_call(viewmats, Ks)
         if not self._on_gpu:
             return _rapfast(inputs, self._settings, True, self._postprocess)[:2]
         self._require_room("render")
-        if torch.cuda.is_current_stream_capturing():
-            return self._draw(inputs)
-        self._wait_for_last_call()
-        graph = self._graphs.get(len(viewmats))
-        if graph is None:
-            return self._draw(inputs)
-        torch._foreach_copy_(graph.cameras, [inputs.viewmats, inputs.Ks])
-        graph.graph.replay()
-        return graph.images, graph.alphas
+        if not capturing:
+            self._wait_for_last_call()
+        return self._draw(inputs)
 
     def capture(self, n_views: int | None = None) -> None:
         """Capture a CUDA graph of a call of n_views cameras (None: max_views), which `render` replays from then on.
@@ -237,6 +238,23 @@ class Renderer:
             f"{n_intersections} intersections, and there is room for {self._capacity[0]} and {self._capacity[1]}: fit "
             "the renderer to such cameras, or make one of that capacity"
         )
+
+    def _graph_for(self, viewmats: Any, Ks: Any) -> _Graph | None:
+        """The graph of a call with these cameras, where there is one and they are right at a glance."""
+        if not isinstance(viewmats, Tensor) or not isinstance(Ks, Tensor):
+            return None
+        shape = viewmats.shape
+        graph = self._graphs.get(shape[0]) if shape else None
+        if graph is None:
+            return None
+        means = self._inputs.means
+        for tensor, own in zip((viewmats, Ks), graph.cameras, strict=True):
+            fits = tensor.dtype is own.dtype and tensor.device == means.device and tensor.layout is torch.strided
+            if not fits or tensor.shape != own.shape:
+                return None
+        if torch.is_grad_enabled():
+            refuse_gradients(self._given._replace(viewmats=viewmats, Ks=Ks))
+        return graph
 
     def _check_call(self, viewmats: Any, Ks: Any) -> _Inputs:
         """The inputs of one call, once they are known to be right."""
@@ -300,8 +318,11 @@ class Renderer:
 
     def _wait_for_last_call(self) -> None:
         """The memory is in use until then, perhaps on another stream."""
+        handle = current_stream(self._inputs.means.get_device())
+        if self._stream is not None and self._stream.cuda_stream == handle:
+            return
         stream = torch.cuda.current_stream(self._inputs.means.device)
-        if self._stream is not None and self._stream != stream:
+        if self._stream is not None:
             stream.wait_stream(self._stream)
         self._stream = stream
 

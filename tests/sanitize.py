@@ -125,7 +125,8 @@ def sweep(seed: int) -> int:
     from network_scenes import CUDA16, CUDA32, WIDTHS, Form, color_net, embedding_scene, make_appearance, rap_scene
     from scenes import Scene, covariances, flat, make_scene
 
-    from rapfast import PostProcess, ops, rasterization
+    import rapfast
+    from rapfast import PostProcess, Renderer, ops, rasterization
     from rapfast.appearance.fused import map_pixels, prepare
 
     picks = random.Random(seed)
@@ -242,6 +243,35 @@ def sweep(seed: int) -> int:
             sh_degree=None, render_mode="RGB+D", alpha_cap=0.999, keep_state=True, capacities=capacities,
         )  # fmt: skip
         calls += 1
+
+    # Bands of tile rows; fixed room, enough and too little, in a graph and out of it.
+    s = make_scene(60, 3, sh_degree=1, width=50, height=75, seed=seed, dtype=torch.float32, device="cuda")
+    f = flat(s)
+    for rows in ((0, 1), (1, 3), (4, 1)):
+        poison()
+        ops.render(
+            f.means, f.quats, f.scales, None, f.opacities, f.colors, f.viewmats, f.Ks, None, 50, 75,
+            camera_model="pinhole", antialiased=True, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
+            sh_degree=1, render_mode="RGB+ED", alpha_cap=0.999, tile_rows=rows, keep_state=rows[0] == 1,
+        )  # fmt: skip
+        calls += 1
+    for post, capacity in zip((*posts, None), ((0, 0), (5, 70), (100, 30), (200, 100_000)), strict=True):
+        renderer = Renderer(
+            rapfast.Scene(*s[:4], sh=s.colors),
+            3,
+            50,
+            75,
+            capacity=capacity,
+            postprocess=post,
+            sh_degree=picks.randrange(2),
+        )
+        for with_graph in (False, True):
+            if with_graph:
+                renderer.capture(2)
+            for c in (3, 2, 0):
+                poison()
+                renderer.render(s.viewmats[:c], s.Ks[:c])
+                calls += 1
 
     # The stages one by one, which lay out their memory themselves.
     s = make_scene(

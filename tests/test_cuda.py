@@ -709,12 +709,12 @@ def test_two_gpus_in_one_call_are_refused():
 
 
 def test_too_many_pairs_are_refused():
-    """Before anything of their size is allocated."""
+    """By one native call, before anything of their size is allocated: tests/test_split.py has the whole."""
     scene = make_scene(1, 1, **ON_CUDA)
     n, c = 1 << 20, 1 << 12
     wide = Scene(*(x.expand(n, *x.shape[1:]) for x in scene[:5]), *(x.expand(c, *x.shape[1:]) for x in scene[5:]))
     with pytest.raises(RuntimeError, match="means and viewmats make 4294967296 .* render fewer cameras at a time"):
-        rasterization(*wide, *SIZE)
+        render(wide)
 
 
 # Numbers that are none.
@@ -770,7 +770,7 @@ def test_opcheck(options, monkeypatch):
         calls.append(arguments)
         return operator(*arguments)
 
-    monkeypatch.setattr(native_render, "_is_watched", lambda *tensors: True)  # else no operator is called
+    monkeypatch.setattr(native_render, "_is_watched", lambda tensors: True)  # else no operator is called
     monkeypatch.setattr(native_render, "render_op", record)
     render(scene, backgrounds=random_backgrounds(scene, kind, channels), keep_state=True, **options)
     torch.library.opcheck(operator, calls[-1], test_utils=("test_schema", "test_faketensor"))

@@ -720,7 +720,44 @@ def test_too_much_is_known_after_one_overflow(monkeypatch):
     assert torch.cuda.max_memory_allocated() == before
 
 
-# The operator and the shorter way past it.
+# The operator, the shorter way past it, and graphs that calls are launched by.
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("options", RASTER_OPTIONS.values(), ids=RASTER_OPTIONS.keys())
+def test_calls_that_come_again(options, monkeypatch):
+    """A loop's calls become graphs; each draws the bits of a call that is none. Cameras and values change, and so do
+    the camera tensors, results kept for a while, and what the memory held."""
+    plans = []
+    plan = native_render._plan
+    monkeypatch.setattr(native_render, "_plan", lambda *form: plans.append(plan(*form)) or plans[-1])
+    options = dict(options)
+    shape = {"batch": options.pop("batch", ()), "channels": options.pop("channels", 3)}
+    kind = options.pop("kind", None)
+    scene = cuda_scene(400, 2, sh_degree=options.get("sh_degree"), **shape)
+    if kind is not None:
+        options["backgrounds"] = torch.rand((2, HEIGHT, WIDTH, 3) if kind == "image" else (2, 3), device="cuda")
+    opacities = scene.opacities.clone()
+
+    def moving() -> Any:
+        """Views of which each is another, in tensors of its own."""
+        for k in range(40):
+            scene.opacities.copy_(opacities * 0.99**k)
+            viewmats = scene.viewmats.clone()
+            viewmats[..., 0, 3] += 0.01 * k
+            yield scene._replace(viewmats=viewmats, Ks=scene.Ks.clone())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native_render, "_plan", plan.__wrapped__)  # always a new one, which has no graph
+        wants = [rasterization(*views, *SIZE, **options) for views in moving()]
+    for k, (views, want) in enumerate(zip(moving(), wants, strict=True)):
+        got = rasterization(*views, *SIZE, **options)
+        assert_all_same(got[:2], want[:2])
+        assert_same(got[2]["means2d"], want[2]["means2d"])
+        if k % 10 == 3:
+            kept = got  # the next ones lie elsewhere
+    assert_all_same(kept[:2], wants[33][:2])
+    assert sum(p.n_graphs for p in {id(p): p for p in plans}.values()) > 0
 
 
 class Seen(TorchDispatchMode):
@@ -758,7 +795,7 @@ def test_opcheck_of_the_operator(fixed_room, monkeypatch):
         calls.append(arguments)
         return operator(*arguments)
 
-    monkeypatch.setattr(native_render, "_is_watched", lambda *tensors: True)
+    monkeypatch.setattr(native_render, "_is_watched", lambda tensors: True)
     monkeypatch.setattr(native_render, "render_op", record)
     ops.render(*native_arguments(scene), **SETTINGS)
     names = [argument.name for argument in operator._schema.arguments]

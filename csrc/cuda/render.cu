@@ -20,6 +20,8 @@ struct Scratch {
   ProjectScratch project;
   BinScratch bin;
   NetView* net_views;  // [I]
+  float* viewmats;     // [I, 4, 4] where a graph reads them
+  float* Ks;           // [I, 3, 3]
   uint32_t* tile_order;
   // Where the state does not keep them.
   int64_t* tile_offsets;
@@ -38,6 +40,8 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   Arena arena(base);
   Scratch scratch{};
   scratch.net_views = arena.take<NetView>(s.n_scenes * s.n_cameras);
+  scratch.viewmats = arena.take<float>(16 * s.n_scenes * s.n_cameras);
+  scratch.Ks = arena.take<float>(9 * s.n_scenes * s.n_cameras);
   scratch.project =
       project_scratch(arena, s.n_scenes * s.n_cameras, s.n_gaussians, s.record_capacity);
   scratch.bin = bin_scratch(arena, s.record_capacity, s.capacity);
@@ -141,6 +145,18 @@ void store_views(const NetView* views, int64_t count, NetView* to, cudaStream_t 
   }
 }
 
+__global__ void __launch_bounds__(kThreads)
+    copy_cameras_kernel(const float* __restrict__ viewmats, const float* __restrict__ Ks, int64_t n_images,
+                        float* __restrict__ to_viewmats, float* __restrict__ to_Ks) {
+  RAPFAST_GRID_STRIDE(i, 25 * n_images) {
+    if (i < 16 * n_images) {
+      to_viewmats[i] = viewmats[i];
+    } else {
+      to_Ks[i - 16 * n_images] = Ks[i - 16 * n_images];
+    }
+  }
+}
+
 uint32_t nan_of(PixelType type) {
   switch (type) {
     case PixelType::kFloat16: return 0x7e007e00u;
@@ -158,7 +174,8 @@ int64_t bytes_of(PixelType type) {
 }
 
 // All that a caller may read of a call without knowing its counts.
-OverflowParams poison_of(const RenderParams& params, const StateLayout& layout) {
+OverflowParams poison_of(const RenderParams& params, const RenderOutputs& outputs,
+                         const StateLayout& layout) {
   const RenderSizes& s = params.sizes;
   const CompositeParams<float>& c = params.composite;
   const int64_t n_images = s.n_scenes * s.n_cameras;
@@ -173,12 +190,12 @@ OverflowParams poison_of(const RenderParams& params, const StateLayout& layout) 
   };
   if (params.with_composite) {
     const int64_t pixels = n_images * c.out_height * c.out_width;
-    add(c.out, pixels * s.n_channels * bytes_of(c.pixel_type), nan_of(c.pixel_type));
-    add(c.out_alphas, 4 * pixels, nan);
+    add(outputs.images, pixels * s.n_channels * bytes_of(c.pixel_type), nan_of(c.pixel_type));
+    add(outputs.out_alphas, 4 * pixels, nan);
   } else {
     const int64_t pixels = n_images * s.rows() * s.width;
-    add(params.colors, 4 * pixels * s.n_channels, nan);
-    add(params.alphas, 4 * pixels, nan);
+    add(outputs.colors, 4 * pixels * s.n_channels, nan);
+    add(outputs.alphas, 4 * pixels, nan);
   }
   // The lists are empty.
   add(params.state + layout.n_invalid, layout.records - layout.n_invalid, 0);
@@ -221,40 +238,67 @@ StateLayout state_layout(const RenderSizes& s) {
 
 int64_t scratch_size(const RenderSizes& sizes) { return lay_out(sizes, nullptr).size; }
 
-Counts render_cuda(const RenderParams& params, int device, cudaStream_t stream) {
-  const DeviceGuard guard(device);
-  const RenderSizes& sizes = params.sizes;
-  const int64_t n_images = sizes.n_scenes * sizes.n_cameras;
-  const int32_t tiles_x = int32_t(tile_columns(sizes));
-  const StateLayout layout = state_layout(sizes);
-  const Scratch scratch = lay_out(sizes, params.scratch);
-  const auto part = [&](int64_t offset) { return static_cast<void*>(params.state + offset); };
-  Counts* const counts = &static_cast<RenderStatus*>(part(layout.status))->counts;
-
+// What the second part of a call takes from the first.
+struct RenderCall::Parts {
+  RenderParams params;
+  int device;
+  cudaStream_t stream;
+  StateLayout layout;
+  Scratch scratch;
+  std::optional<MailboxLoan> mailbox;
   int next_event = 0;
-  const auto mark = [&] {
+
+  template <typename T>
+  T* part(int64_t offset) const {
+    return reinterpret_cast<T*>(params.state + offset);
+  }
+  Counts* counts() const { return &part<RenderStatus>(layout.status)->counts; }
+  // What the state keeps on request.
+  int64_t* tile_offsets() const {
+    return params.sizes.keep_state ? part<int64_t>(layout.tile_offsets) : scratch.tile_offsets;
+  }
+  int32_t* tile_records() const {
+    return params.sizes.keep_state ? part<int32_t>(layout.tile_records) : scratch.tile_records;
+  }
+  float* record_colors() const {
+    return params.sizes.keep_state ? part<float>(layout.record_colors) : scratch.record_colors;
+  }
+
+  void queue_front(const float* viewmats, const float* Ks, cudaStream_t stream);
+  bool launch_graph();
+
+  void mark() {
     if (params.stage_events == nullptr) return;
     check(cudaEventRecord(params.stage_events[next_event++], stream), "cudaEventRecord");
-  };
+  }
+};
+
+// All stages up to bin.
+void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cudaStream_t stream) {
+  const RenderSizes& sizes = params.sizes;
+  const int64_t n_images = sizes.n_scenes * sizes.n_cameras;
   mark();
 
   ProjectParams<float> project = params.project;
+  project.viewmats = viewmats;
+  project.Ks = Ks;
   project.capacity = sizes.record_capacity;
-  project.records = static_cast<Record<float>*>(part(layout.records));
-  project.radii = static_cast<int32_t*>(part(layout.radii));
-  project.gaussian_ids = static_cast<int32_t*>(part(layout.gaussian_ids));
-  project.image_offsets = static_cast<int64_t*>(part(layout.image_offsets));
-  project.n_invalid = static_cast<int64_t*>(part(layout.n_invalid));
-  project_cuda(project, scratch.project, counts, stream);
+  project.records = part<Record<float>>(layout.records);
+  project.radii = part<int32_t>(layout.radii);
+  project.gaussian_ids = part<int32_t>(layout.gaussian_ids);
+  project.image_offsets = part<int64_t>(layout.image_offsets);
+  project.n_invalid = part<int64_t>(layout.n_invalid);
+  project_cuda(project, scratch.project, counts(), stream);
   mark();
 
   ColorParams<float> color = params.color;
+  color.viewmats = viewmats;
+  color.Ks = Ks;
   color.capacity = sizes.record_capacity;
   color.gaussian_ids = project.gaussian_ids;
   color.image_offsets = project.image_offsets;
   color.records = project.records;
-  color.record_colors =
-      sizes.keep_state ? static_cast<float*>(part(layout.record_colors)) : scratch.record_colors;
+  color.record_colors = record_colors();
   color.color_stride = color_stride(sizes.n_channels);
   color.n_invalid = project.n_invalid;
   if (params.with_net && color.depth_channel != DepthChannel::kOnly) {
@@ -270,7 +314,7 @@ Counts render_cuda(const RenderParams& params, int device, cudaStream_t stream) 
 
   BinParams<float> bin;
   bin.n_images = n_images;
-  bin.tiles_x = tiles_x;
+  bin.tiles_x = int32_t(tile_columns(sizes));
   bin.tiles_y = sizes.n_tile_rows;
   bin.first_tile_row = sizes.first_tile_row;
   bin.record_capacity = sizes.record_capacity;
@@ -278,46 +322,85 @@ Counts render_cuda(const RenderParams& params, int device, cudaStream_t stream) 
   bin.records = project.records;
   bin.radii = project.radii;
   bin.image_offsets = project.image_offsets;
-  bin.tile_offsets =
-      sizes.keep_state ? static_cast<int64_t*>(part(layout.tile_offsets)) : scratch.tile_offsets;
-  bin.tile_records =
-      sizes.keep_state ? static_cast<int32_t*>(part(layout.tile_records)) : scratch.tile_records;
-  bin_cuda(bin, scratch.bin, scratch.project.image_ids, counts, stream);
+  bin.tile_offsets = tile_offsets();
+  bin.tile_records = tile_records();
+  bin_cuda(bin, scratch.bin, scratch.project.image_ids, counts(), stream);
   mark();
+}
 
-  std::optional<MailboxLoan> mailbox;
-  if (!params.fixed_room) mailbox.emplace(device).post(counts, stream);
+// The same as a graph, where calls keep coming with these addresses.
+bool RenderCall::Parts::launch_graph() {
+  if (params.graphs == nullptr || params.fixed_room || params.with_net || params.stage_events != nullptr) {
+    return false;
+  }
+  const ProjectParams<float>& in = params.project;
+  const FrontGraphs::Key key = {in.means, in.quats, in.scales, in.covars, in.opacities, params.color.colors,
+                                params.state, params.scratch};
+  const int64_t n_images = params.sizes.n_scenes * params.sizes.n_cameras;
+  const auto copy_cameras = [&] {
+    copy_cameras_kernel<<<grid_for(25 * n_images), kThreads, 0, stream>>>(
+        in.viewmats, in.Ks, n_images, scratch.viewmats, scratch.Ks);
+    check_launch("copy_cameras_kernel");
+  };
+  return params.graphs->launch(key, stream, copy_cameras, [&](cudaStream_t to) {
+    queue_front(scratch.viewmats, scratch.Ks, to);
+  });
+}
+
+RenderCall::RenderCall(const RenderParams& params, int device, cudaStream_t stream) {
+  const DeviceGuard guard(device);
+  parts_.reset(new Parts{params, device, stream, state_layout(params.sizes),
+                         lay_out(params.sizes, params.scratch), {}});
+  if (!parts_->launch_graph()) parts_->queue_front(params.project.viewmats, params.project.Ks, stream);
+  if (!params.fixed_room) parts_->mailbox.emplace(device).post(parts_->counts(), stream);
+}
+
+Counts RenderCall::finish(const RenderOutputs& outputs) {
+  const DeviceGuard guard(parts_->device);
+  const RenderParams& params = parts_->params;
+  const RenderSizes& sizes = params.sizes;
+  const StateLayout& layout = parts_->layout;
+  const cudaStream_t stream = parts_->stream;
 
   BlendParams<float> blend;
-  blend.n_images = n_images;
+  blend.n_images = sizes.n_scenes * sizes.n_cameras;
   blend.width = sizes.width;
   blend.height = sizes.height;
-  blend.tiles_x = tiles_x;
+  blend.tiles_x = int32_t(tile_columns(sizes));
   blend.tiles_y = sizes.n_tile_rows;
   blend.first_tile_row = sizes.first_tile_row;
   blend.n_channels = sizes.n_channels;
   blend.alpha_cap = params.alpha_cap;
-  blend.records = project.records;
-  blend.record_colors = color.record_colors;
-  blend.color_stride = color.color_stride;
-  blend.image_offsets = project.image_offsets;
-  blend.tile_offsets = bin.tile_offsets;
-  blend.tile_records = bin.tile_records;
+  blend.records = parts_->part<Record<float>>(layout.records);
+  blend.record_colors = parts_->record_colors();
+  blend.color_stride = color_stride(sizes.n_channels);
+  blend.image_offsets = parts_->part<int64_t>(layout.image_offsets);
+  blend.tile_offsets = parts_->tile_offsets();
+  blend.tile_records = parts_->tile_records();
   // In small calls the kernels that find the order cost more than it saves.
-  if (sizes.capacity >= kOrderedCapacity) blend.order = scratch.tile_order;
-  blend.colors = params.colors;
-  blend.alphas = params.alphas;
-  blend_cuda(blend, static_cast<float*>(part(layout.transmittances)),
-             sizes.keep_state ? static_cast<int32_t*>(part(layout.last_ids)) : nullptr, stream);
-  mark();
-  if (params.with_composite) composite_cuda(params.composite, stream);
-  mark();
+  if (sizes.capacity >= kOrderedCapacity) blend.order = parts_->scratch.tile_order;
+  blend.colors = outputs.colors;
+  blend.alphas = outputs.alphas;
+  blend_cuda(blend, parts_->part<float>(layout.transmittances),
+             sizes.keep_state ? parts_->part<int32_t>(layout.last_ids) : nullptr, stream);
+  parts_->mark();
+  if (params.with_composite) {
+    CompositeParams<float> composite = params.composite;
+    composite.colors = outputs.colors;
+    composite.alphas = outputs.alphas;
+    composite.out = outputs.images;
+    composite.out_alphas = outputs.out_alphas;
+    composite_cuda(composite, stream);
+  }
+  parts_->mark();
 
   if (params.fixed_room) {
-    overflow_cuda(poison_of(params, layout), stream);
+    overflow_cuda(poison_of(params, outputs, layout), stream);
     return {-1, -1};
   }
-  return mailbox->read();
+  return parts_->mailbox->read();
 }
+
+RenderCall::~RenderCall() = default;
 
 }  // namespace rapfast

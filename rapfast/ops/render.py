@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import lru_cache, partial
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +29,6 @@ MAX_INDEX = (1 << 31) - 1
 _FIRST_RECORDS = 0.15
 _FIRST_INTERSECTIONS = 4.0
 _HEADROOM = 1.125
-
-_NO_POST = PostProcess()
 
 
 class _Sizes(NamedTuple):
@@ -65,51 +63,92 @@ def _layout(sizes: _Sizes) -> dict[str, int]:
     return native.state_layout(**sizes._asdict())
 
 
+class _Form(NamedTuple):
+    """What calls of one kind have in common, in the operator's order."""
+
+    width: int
+    height: int
+    camera_model: int
+    antialiased: bool
+    eps2d: float
+    near_plane: float
+    far_plane: float
+    radius_clip: float
+    sh_degree: int  # -1: colours are given
+    per_camera: bool
+    depth_channel: int
+    alpha_cap: float
+    with_composite: bool
+    expected_depth: bool
+    clamp_min: float | None
+    clamp_max: float | None
+    out_height: int
+    out_width: int
+    channels_first: bool
+    pixel_type: int
+
+
+class _Room(NamedTuple):
+    """What there is room for and which rows are drawn, in the operator's order."""
+
+    record_capacity: int
+    capacity: int
+    keep_state: bool
+    first_tile_row: int
+    n_tile_rows: int
+    fixed_room: bool
+
+
+@lru_cache(maxsize=256)
+def _form(
+    width: int, height: int, camera_model: str, antialiased: bool, eps2d: float, near_plane: float, far_plane: float,
+    radius_clip: float, sh_degree: int | None, render_mode: str, alpha_cap: float, post: PostProcess | None,
+    with_background: bool, per_camera: bool, tile_rows: tuple[int, int] | None,
+) -> tuple[_Form, int, int]:  # fmt: skip
+    """The form, and the first row of tiles and their number."""
+    all_rows = -(-height // TILE_SIZE)
+    first_row, n_rows = tile_rows or (0, all_rows)
+    if first_row < 0 or not 0 < n_rows <= all_rows - first_row:
+        raise ValueError(f"tile_rows must be (first, count) of {all_rows} rows of tiles, got {tile_rows}")
+    with_post = post is not None and post != PostProcess()
+    post = post or PostProcess()
+    if tile_rows is not None and post.size is not None:
+        raise ValueError(f"postprocess.size must be None with tile_rows, got {post.size}")
+    expected_depth = render_mode in ("ED", "RGB+ED")
+    clamp_min, clamp_max = post.clamp or (None, None)
+    out_height, out_width = post.size or (_pixel_rows(height, first_row, n_rows), width)
+    form = _Form(
+        width, height, CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip,
+        -1 if sh_degree is None else sh_degree, per_camera, DEPTH_CHANNELS[render_mode], alpha_cap,
+        with_background or expected_depth or with_post, expected_depth, clamp_min, clamp_max, out_height, out_width,
+        post.layout == "CHW", PIXEL_TYPES[post.dtype],
+    )  # fmt: skip
+    return form, first_row, n_rows
+
+
 @lru_cache(maxsize=256)
 def _plan(
-    device, n_scenes, n_cameras, n_gaussians, width, height, n_channels, record_capacity, capacity, keep_state,
-    first_tile_row, n_tile_rows, fixed_room, camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip,
-    sh_degree, n_bases, n_color_channels, per_camera, depth_channel, with_net, alpha_cap, with_composite,
-    expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first, background_kind, pixel_type,
-):  # fmt: skip
+    form: _Form, room: _Room, device: int, n_scenes: int, n_cameras: int, n_gaussians: int, n_channels: int,
+    n_bases: int, n_color_channels: int, with_net: bool, background_kind: int,
+) -> Any:  # fmt: skip
     """A call in the native module's form, but for its addresses: what a loop's next call will ask for again."""
+    numbers = form._asdict()
+    clamp_min, clamp_max = numbers.pop("clamp_min"), numbers.pop("clamp_max")
     return native.RenderPlan(
+        **numbers,
+        **room._asdict(),
         device=device,
         n_scenes=n_scenes,
         n_cameras=n_cameras,
         n_gaussians=n_gaussians,
-        width=width,
-        height=height,
         n_channels=n_channels,
-        record_capacity=record_capacity,
-        capacity=capacity,
-        keep_state=keep_state,
-        first_tile_row=first_tile_row,
-        n_tile_rows=n_tile_rows,
-        fixed_room=fixed_room,
-        camera_model=camera_model,
-        antialiased=antialiased,
-        eps2d=eps2d,
-        near_plane=near_plane,
-        far_plane=far_plane,
-        radius_clip=radius_clip,
-        sh_degree=sh_degree,
         n_bases=n_bases,
         n_color_channels=n_color_channels,
-        per_camera=per_camera,
-        depth_channel=depth_channel,
         with_net=with_net,
-        alpha_cap=alpha_cap,
-        with_composite=with_composite,
-        expected_depth=expected_depth,
+        background_kind=background_kind,
         clamp=clamp_min is not None,
         clamp_min=0.0 if clamp_min is None else clamp_min,
         clamp_max=0.0 if clamp_max is None else clamp_max,
-        out_height=out_height,
-        out_width=out_width,
-        channels_first=channels_first,
-        background_kind=background_kind,
-        pixel_type=pixel_type,
     )
 
 
@@ -129,27 +168,10 @@ def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
 class _Buffers(NamedTuple):
     blended: Tensor  # [I, rows, W, D]
     alphas: Tensor  # [I, rows, W, 1]
-    out: Tensor  # [I, h, w, D] or [I, D, h, w]; `blended` where nothing is asked of it
+    images: Tensor  # [I, h, w, D] or [I, D, h, w]; `blended` where nothing is asked of it
     out_alphas: Tensor  # [I, h, w, 1]; likewise
     state: Tensor
     scratch: Tensor
-
-
-def _allocate(
-    plan, means, n_images, width, rows, n_channels, with_composite, out_height, out_width, channels_first, pixel_type,
-    out,
-) -> _Buffers:  # fmt: skip
-    """``out`` are images and alphas to write to, or None."""
-    if out is not None and not with_composite:
-        blended, alphas = out
-    else:
-        blended = means.new_empty((n_images, rows, width, n_channels))
-        alphas = means.new_empty((n_images, rows, width, 1))
-    images, out_alphas = blended, alphas
-    if with_composite:
-        images, out_alphas = out or output_tensors(blended, out_height, out_width, channels_first, pixel_type)
-    state, room = scratch(means, plan.state_size), scratch(means, plan.scratch_size)
-    return _Buffers(blended, alphas, images, out_alphas, state, room)
 
 
 class Memory:
@@ -164,69 +186,76 @@ class Memory:
         self.worst = torch.zeros(3, dtype=torch.int64, device=device)
 
 
-def _plan_of(
-    means, viewmats, colors, backgrounds, width, height, camera_model, antialiased, eps2d, near_plane, far_plane,
-    radius_clip, sh_degree, per_camera, depth_channel, alpha_cap, with_composite, expected_depth, clamp_min,
-    clamp_max, out_height, out_width, channels_first, pixel_type, record_capacity, capacity, keep_state,
-    first_tile_row, n_tile_rows, fixed_room, with_net,
-):  # fmt: skip
+def _plan_of(means: Tensor, viewmats: Tensor, colors: Tensor | None, backgrounds: Tensor | None, form: _Form,
+             room: _Room, with_net: bool) -> tuple[Any, int, int]:  # fmt: skip
     """The plan of a call, its number of images and that of blended channels."""
-    *batch, n_gaussians, _ = means.shape
-    n_scenes, n_cameras = math.prod(batch), viewmats.shape[-3]
-    n_channels = output_channels(colors, depth_channel)
+    shape = means.shape
+    n_scenes, n_cameras = shape[0] if len(shape) == 3 else math.prod(shape[:-2]), viewmats.shape[-3]
+    n_channels = output_channels(colors, form.depth_channel)
     plan = _plan(
-        means.get_device(), n_scenes, n_cameras, n_gaussians, width, height, n_channels, record_capacity, capacity,
-        keep_state, first_tile_row, n_tile_rows, fixed_room, camera_model, antialiased, eps2d, near_plane, far_plane,
-        radius_clip, sh_degree, colors.shape[-2] if sh_degree >= 0 else 1, 3 if colors is None else colors.shape[-1],
-        per_camera, depth_channel, with_net, alpha_cap, with_composite, expected_depth, clamp_min, clamp_max,
-        out_height, out_width, channels_first, 0 if backgrounds is None else 1 if backgrounds.dim() == 2 else 2,
-        pixel_type,
+        form, room, means.get_device(), n_scenes, n_cameras, shape[-2], n_channels,
+        colors.shape[-2] if form.sh_degree >= 0 else 1, 3 if colors is None else colors.shape[-1], with_net,
+        0 if backgrounds is None else 1 if backgrounds.dim() == 2 else 2,
     )  # fmt: skip
     return plan, n_scenes * n_cameras, n_channels
 
 
+def _outputs(
+    means: Tensor, n_images: int, n_channels: int, form: _Form, room: _Room, out: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Blended colours and alphas, and what is made of them: ``out``, where it is given."""
+    if out is not None and not form.with_composite:
+        return *out, *out
+    rows = _pixel_rows(form.height, room.first_tile_row, room.n_tile_rows)
+    blended = means.new_empty((n_images, rows, form.width, n_channels))
+    alphas = means.new_empty((n_images, rows, form.width, 1))
+    if not form.with_composite:
+        return blended, alphas, blended, alphas
+    images, out_alphas = out or output_tensors(
+        blended, form.out_height, form.out_width, form.channels_first, form.pixel_type
+    )
+    return blended, alphas, images, out_alphas
+
+
 def _run(
-    means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, width, height,
-    camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, per_camera, depth_channel,
-    alpha_cap, with_composite, expected_depth, clamp_min, clamp_max, out_height, out_width, channels_first,
-    pixel_type, record_capacity, capacity, keep_state, first_tile_row, n_tile_rows, fixed_room, net, maps,
+    means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, form, room, net, maps,
     map_ids, view_weights, net_form, net_layers, coord_scale, stage_events=None, memory=None, out=None,
 ):  # fmt: skip
     """Images, alphas, state, and the counts as plain numbers (-1 with ``fixed_room``)."""
-    plan, n_images, n_channels = _plan_of(
-        means, viewmats, colors, backgrounds, width, height, camera_model, antialiased, eps2d, near_plane, far_plane,
-        radius_clip, sh_degree, per_camera, depth_channel, alpha_cap, with_composite, expected_depth, clamp_min,
-        clamp_max, out_height, out_width, channels_first, pixel_type, record_capacity, capacity, keep_state,
-        first_tile_row, n_tile_rows, fixed_room, bool(net),
-    )  # fmt: skip
+    plan, n_images, n_channels = _plan_of(means, viewmats, colors, backgrounds, form, room, bool(net))
     quats, colors = aligned(quats), aligned(colors)
-    buffers = None if memory is None else memory.buffers
-    if buffers is None:
-        buffers = _allocate(
-            plan, means, n_images, width, _pixel_rows(height, first_tile_row, n_tile_rows), n_channels, with_composite,
-            out_height, out_width, channels_first, pixel_type, out,
-        )  # fmt: skip
-        if memory is not None:
-            memory.buffers = buffers
-    blended, alphas, images, out_alphas, state, room = buffers
+    kept = None if memory is None else memory.buffers
+    if kept is None:
+        state, work = scratch(means, plan.state_size), scratch(means, plan.scratch_size)
+    else:
+        state, work = kept.state, kept.scratch
     network = None
     if net:
         views, layers = view_table(maps, map_ids, view_weights), torch.tensor(net_layers, dtype=torch.int64)
         network = net_arguments(net, net_form, net_layers, coord_scale, views, layers)
-    counts = plan.run(
-        address(means), address(quats), address(scales), address(covars), address(opacities), address(viewmats),
-        address(Ks), address(colors), address(backgrounds), address(mean), address(std), address(blended),
-        address(alphas), address(images), address(out_alphas), address(state), address(room),
-        0 if memory is None else address(memory.worst), address(stage_events), network,
+    call = plan.begin(
+        means.data_ptr(), address(quats), address(scales), address(covars), opacities.data_ptr(), viewmats.data_ptr(),
+        Ks.data_ptr(), address(colors), address(backgrounds), address(mean), address(std), state.data_ptr(),
+        work.data_ptr(), 0 if memory is None else memory.worst.data_ptr(), address(stage_events), network,
         current_stream(means.get_device()),
     )  # fmt: skip
+    # The GPU has begun.
+    outputs = _outputs(means, n_images, n_channels, form, room, out) if kept is None else kept[:4]
+    counts = call.finish(*[x.data_ptr() for x in outputs])
+    images, alphas = outputs[2:]
     if memory is not None:
-        images, out_alphas = images[:n_images], out_alphas[:n_images]
-    return images, out_alphas, state, counts
+        memory.buffers = kept or _Buffers(*outputs, state, work)
+        images, alphas = images[:n_images], alphas[:n_images]
+    return images, alphas, state, counts
+
+
+_N_TENSORS, _N_FORM, _N_ROOM = 11, len(_Form._fields), len(_Room._fields)
 
 
 def _cuda(*arguments):
-    *outputs, counts = _run(*arguments)
+    tensors, rest = arguments[:_N_TENSORS], arguments[_N_TENSORS:]
+    form, room, net = rest[:_N_FORM], rest[_N_FORM : _N_FORM + _N_ROOM], rest[_N_FORM + _N_ROOM :]
+    *outputs, counts = _run(*tensors, _Form(*form), _Room(*room), *net)
     return *outputs, torch.tensor(counts, dtype=torch.int64)
 
 
@@ -264,7 +293,7 @@ render_op = define(
 )
 
 
-def _is_watched(*tensors: Tensor | None) -> bool:
+def _is_watched(tensors: Iterable[Tensor | None]) -> bool:
     """Whether anything but plain execution wants to know of a call: a compiler, a tracer, a mode, a transform, a
     tensor subclass. Then it must be the registered operator; else its implementation is called, which saves the
     13 us that torch takes to pass forty arguments twice."""
@@ -418,23 +447,15 @@ def render(
             "render fewer cameras at a time",
             None,
         )
-    post = postprocess or _NO_POST
-    expected_depth = render_mode in ("ED", "RGB+ED")
     if render_mode in ("D", "ED"):
         backgrounds = None
-    with_composite = backgrounds is not None or expected_depth or (post is not _NO_POST and post != _NO_POST)
-    clamp_min, clamp_max = post.clamp or (None, None)
-    all_rows = -(-height // TILE_SIZE)
-    first_row, n_rows = tile_rows or (0, all_rows)
-    if tile_rows is not None:
-        if first_row < 0 or not 0 < n_rows <= all_rows - first_row:
-            raise ValueError(f"tile_rows must be (first, count) of {all_rows} rows of tiles, got {tile_rows}")
-        if post.size is not None:
-            raise ValueError(f"postprocess.size must be None with tile_rows, got {post.size}")
-    out_height, out_width = post.size or (_pixel_rows(height, first_row, n_rows), width)
-    depth_channel = DEPTH_CHANNELS[render_mode]
-    key = (means.get_device(), n_images, n_cameras, n_gaussians, width, height, first_row, n_rows)
-    learnt = _learnt_for(key, n_pairs)
+    per_camera = colors is not None and colors.dim() - means.dim() == (1 if sh_degree is None else 2)
+    form, first_row, n_rows = _form(
+        width, height, camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, render_mode,
+        alpha_cap, postprocess, backgrounds is not None, per_camera, tile_rows,
+    )  # fmt: skip
+    device = means.get_device()
+    learnt = _learnt_for((device, n_images, n_cameras, n_gaussians, width, height, first_row, n_rows), n_pairs)
     record_capacity, capacity = capacities or learnt.capacities
     fixed_room = memory is not None or torch.cuda.is_current_stream_capturing()
     if fixed_room and capacities is None and learnt.is_guess:
@@ -442,9 +463,12 @@ def render(
             f"a CUDA graph is being captured and no call has shown how much room {n_images} images of {width}x{height} "
             f"pixels of {n_gaussians} Gaussians need: render them once before the capture, or use rapfast.Renderer"
         )
-    mean, std = (None if v is None else _constants(v, means.device) for v in (post.mean, post.std))
-    is_watched = _is_watched(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds)
-    extras = {}
+    mean = std = None
+    if postprocess is not None:
+        mean, std = (None if v is None else _constants(v, means.device) for v in (postprocess.mean, postprocess.std))
+    inputs = means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std
+    net = operator_arguments(network, network_input)
+    extras: dict[str, Any] = {}
     if stage_events is not None:
         extras["stage_events"] = torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
     if memory is not None:
@@ -452,29 +476,19 @@ def render(
     if out is not None:
         extras["out"] = out
     # The operator has no place for extras: they belong to one process and take no part in tracing.
-    run = render_op if is_watched and not extras else partial(_run, **extras) if extras else _run
-    net = operator_arguments(network, network_input)
-    per_camera = colors is not None and colors.dim() - means.dim() == (1 if sh_degree is None else 2)
-    form = (
-        width, height, CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip,
-        -1 if sh_degree is None else sh_degree, per_camera, depth_channel, alpha_cap, with_composite, expected_depth,
-        clamp_min, clamp_max, out_height, out_width, post.layout == "CHW", PIXEL_TYPES[post.dtype],
-    )  # fmt: skip
+    through_operator = not extras and _is_watched(inputs)
     while True:
-        room = (record_capacity, capacity, keep_state, first_row, n_rows, fixed_room)
+        room = _Room(record_capacity, capacity, keep_state, first_row, n_rows, fixed_room)
         if max_bytes is not None:
-            plan, _, n_channels = _plan_of(means, viewmats, colors, backgrounds, *form, *room, network is not None)
-            n_bytes = plan.state_size + plan.scratch_size + _output_bytes(
-                n_images, _pixel_rows(height, first_row, n_rows) * width, out_height * out_width, n_channels,
-                with_composite, post.dtype,
-            )  # fmt: skip
+            plan, _, n_channels = _plan_of(means, viewmats, colors, backgrounds, form, room, network is not None)
+            n_bytes = plan.state_size + plan.scratch_size + _output_bytes(n_images, n_channels, form, room)
             if n_bytes > max_bytes:
                 raise TooLarge(f"the call needs {n_bytes} bytes, more than {max_bytes}", n_bytes)
-        images, alphas, state, counts = run(
-            means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, *form, *room, *net
-        )
-        n_records, n_intersections = counts if run is not render_op else counts.tolist()
-        used = record_capacity, capacity
+        if through_operator:
+            images, alphas, state, counts = render_op(*inputs, *form, *room, *net)
+            n_records, n_intersections = counts.tolist()
+        else:
+            images, alphas, state, (n_records, n_intersections) = _run(*inputs, form, room, *net, **extras)
         if n_records <= record_capacity and n_intersections <= capacity:
             break
         if max(n_records, n_intersections) > MAX_INDEX:
@@ -489,28 +503,21 @@ def render(
         if capacities is None:
             learnt.grow((record_capacity, capacity))  # so that the next call refuses at once where this one does
     if capacities is None and not fixed_room:
-        learnt.note(used, (n_records, n_intersections), n_pairs)
-    if post.layout == "CHW":
+        learnt.note((record_capacity, capacity), (n_records, n_intersections), n_pairs)
+    if form.channels_first:
         alphas = alphas.permute(0, 3, 1, 2)
-    sizes = _Sizes(
-        means.shape[:-2].numel(),
-        n_cameras,
-        n_gaussians,
-        width,
-        height,
-        output_channels(colors, depth_channel),
-        *room[:5],
-    )
+    n_channels = output_channels(colors, form.depth_channel)
+    sizes = _Sizes(n_images // (n_cameras or 1), n_cameras, n_gaussians, width, height, n_channels, *room[:5])
     return Rendered(images, alphas, state, sizes, n_records, n_intersections)
 
 
-def _output_bytes(
-    n_images: int, pixels: int, out_pixels: int, n_channels: int, with_composite: bool, dtype: torch.dtype | None
-) -> int:
+def _output_bytes(n_images: int, n_channels: int, form: _Form, room: _Room) -> int:
     """Of blended colours and alphas, and of the images made of them."""
+    pixels = _pixel_rows(form.height, room.first_tile_row, room.n_tile_rows) * form.width
     n_bytes = 4 * pixels * (n_channels + 1)
-    if with_composite:
-        n_bytes += out_pixels * (n_channels * (4 if dtype is None else dtype.itemsize) + 4)
+    if form.with_composite:
+        item = {2: 2, 3: 1}.get(form.pixel_type, 4)
+        n_bytes += form.out_height * form.out_width * (n_channels * item + 4)
     return n_images * n_bytes
 
 
