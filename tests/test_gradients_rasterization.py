@@ -291,6 +291,42 @@ def test_bits_do_not_depend_on_threads_and_repeat() -> None:
         assert_same(gradients[2], gradients[0])
 
 
+@pytest.mark.parametrize("camera_model", CAMERA_MODELS)
+@pytest.mark.parametrize("sh_degree", [None, 3])
+def test_what_moves_no_pixel_has_no_gradient(camera_model: str, sh_degree: int | None) -> None:
+    """The world shifted with its cameras; scaled with them (but for orthographic ones); longer quaternions."""
+    scene = make_scene(60, 3, sh_degree, seed=35, camera_model=camera_model)
+    leaves = leaves_of(scene)
+    loss_of(*rasterization(**(scene | leaves), rasterize_mode="antialiased")[:2]).backward()
+    g = {name: leaf.grad for name, leaf in leaves.items()}
+    R, t = scene["viewmats"][:, :3, :3], scene["viewmats"][:, :3, 3]
+    v_t = g["viewmats"][:, :3, 3]
+    shift = torch.einsum("cij,ci->j", R, v_t)  # t = -R c, so dt = -R dc
+    assert_gradient(g["means"].sum(0), shift, 1e-9)
+    if camera_model == "pinhole":
+        terms = (g["means"] * scene["means"]).sum(), (g["scales"] * scene["scales"]).sum(), (v_t * t).sum()
+        assert abs(sum(terms)) < 1e-9 * sum(abs(x) for x in terms)
+    along = (g["quats"] * scene["quats"]).sum(-1).abs()
+    assert (along <= 1e-12 * g["quats"].norm(dim=-1) * scene["quats"].norm(dim=-1)).all()
+    assert g["viewmats"][:, 3].count_nonzero() == 0
+    assert g["Ks"][:, [0, 1, 2, 2, 2], [1, 0, 0, 1, 2]].count_nonzero() == 0
+
+
+def test_order_of_gaussians_and_length_of_quaternions() -> None:
+    scene = make_scene(40, 2, 2, seed=36)
+    order = torch.randperm(40)
+    results = []
+    for change in (lambda x: x, lambda x: x[order]):
+        arguments = scene | {name: change(scene[name]) for name in PARAMETERS[:5]}
+        arguments["quats"] = arguments["quats"] * (1 if len(results) == 0 else -4)
+        leaves = leaves_of(arguments)
+        loss_of(*rasterization(**(arguments | leaves))[:2]).backward()
+        results.append({name: leaf.grad for name, leaf in leaves.items()})
+    for name in PARAMETERS:
+        want = results[0][name][order] if name in PARAMETERS[:5] else results[0][name]
+        assert_gradient(results[1][name], want / -4 if name == "quats" else want, 1e-9, name)
+
+
 @pytest.mark.parametrize("name", [*PARAMETERS, "backgrounds", "covars"])
 def test_one_input_alone(name: str) -> None:
     """Its gradient is the one that it has among others; nothing else gets one."""

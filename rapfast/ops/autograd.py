@@ -160,9 +160,10 @@ class _SparseGradient(Function):
         return torch.sparse_coo_tensor(rows[None], values, size, check_invariants=False, is_coalesced=True), None
 
 
-def _dense_rows(records: Records, n_gaussians: int) -> Tensor:
+def _dense_rows(gaussian_ids: Tensor, image_offsets: Tensor, n_gaussians: int) -> Tensor:
     """[M] row of each record in tensors [I * N, ...]."""
-    return image_ids(records) * n_gaussians + records.gaussian_ids
+    records = Records(gaussian_ids, gaussian_ids, gaussian_ids, image_offsets, image_offsets)
+    return image_ids(records) * n_gaussians + gaussian_ids
 
 
 class _Project(Function):
@@ -186,9 +187,8 @@ class _Project(Function):
         if dense_shape is None:
             means2d = xy.clone()
         else:
-            n_gaussians = dense_shape[-2]
-            means2d = xy.new_zeros(math.prod(dense_shape[:-1]), 2)
-            means2d = means2d.index_copy_(0, _dense_rows(out, n_gaussians), xy).reshape(dense_shape)
+            rows = _dense_rows(out.gaussian_ids, out.image_offsets, dense_shape[-2])
+            means2d = xy.new_zeros(math.prod(dense_shape[:-1]), 2).index_copy_(0, rows, xy).reshape(dense_shape)
         ctx.save_for_backward(
             means, quats, scales, covars, opacities, viewmats, Ks, out.gaussian_ids, out.image_offsets
         )  # fmt: skip
@@ -295,16 +295,14 @@ class _Blend(Function):
     ) -> tuple[Tensor, Tensor]:
         projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
         tiles = Tiles(tile_offsets, tile_records)
-        ctx.save_for_backward(
-            records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, tile_offsets, tile_records
-        )  # fmt: skip
+        ctx.save_for_backward(records, record_colors, gaussian_ids, image_offsets, tile_offsets, tile_records)
         ctx.alpha_cap, ctx.absgrad, ctx.means2d_shape = alpha_cap, absgrad, means2d.shape
         return blend(projected, record_colors, tiles, width, height, alpha_cap=alpha_cap)
 
     @staticmethod
     @_first_derivative
     def backward(ctx: Any, v_colors: Tensor, v_alphas: Tensor) -> tuple[Tensor | None, ...]:
-        records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, *tiles = ctx.saved_tensors
+        records, record_colors, gaussian_ids, image_offsets, *tiles = ctx.saved_tensors
         gradients = blend_bwd(
             records,
             record_colors,
@@ -315,14 +313,14 @@ class _Blend(Function):
             alpha_cap=ctx.alpha_cap,
             absgrad=ctx.absgrad is not None,
         )
-        projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
 
         def laid_out(values: Tensor) -> Tensor:
             """Rows of the records [M, 2] in the layout of means2d."""
             if len(ctx.means2d_shape) == 2:
                 return values.contiguous()
+            rows = _dense_rows(gaussian_ids, image_offsets, ctx.means2d_shape[-2])
             out = values.new_zeros(math.prod(ctx.means2d_shape[:-1]), 2)
-            return out.index_copy_(0, _dense_rows(projected, ctx.means2d_shape[-2]), values).reshape(ctx.means2d_shape)
+            return out.index_copy_(0, rows, values).reshape(ctx.means2d_shape)
 
         if ctx.absgrad is not None:
             ctx.absgrad += laid_out(gradients.means2d_abs)
