@@ -16,6 +16,7 @@ from rapfast import ops, reference
 from rapfast.meta import Meta, build_meta
 from rapfast.ops import split
 from rapfast.ops._library import native
+from rapfast.ops.composite import PIXEL_TYPES, output_tensors
 from rapfast.ops.project import CAMERA_MODELS
 from rapfast.ops.render import Rendered
 from rapfast.postprocess import PostProcess
@@ -26,7 +27,7 @@ MAX_SH_DEGREE = 4
 
 _NOTHING_ASKED = None, PostProcess()
 
-_COMFORTABLE = 1 << 30  # bytes of GPU memory: larger batches are rendered in groups of views
+_COMFORTABLE = 3 << 29  # bytes of GPU memory: larger batches are rendered in groups, which costs a few per cent of time
 
 
 def rasterization(
@@ -490,31 +491,50 @@ def _rapfast(
         )
 
     output_bytes, blended_bytes = _view_bytes(means, n_color_channels, s, postprocess)
-    band = None
     if device.type == "cuda":
-        if max_memory is not None:
-            raise NotImplementedError(f"max_memory={max_memory} is not supported on a CUDA device")
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"max_memory must be None while a CUDA graph is captured, got {max_memory}: how much room a group of "
+                "views needs cannot be read back there"
+            )
+        rendering = {**projection, "sh_degree": s.sh_degree, "alpha_cap": s.alpha_cap, "network": network}
+        channels_first = postprocess is not None and postprocess.layout == "CHW"
 
-        def whole(part: split.Inputs, max_bytes: int | None) -> split.Views:
+        def whole(part: split.Inputs, out: tuple[Tensor, Tensor] | None, max_bytes: int | None) -> split.Views:
+            if out is not None and channels_first:
+                out = out[0], out[1].movedim(1, -1)  # as the stages write them
             rendered = ops.render(
-                *part[:9], s.width, s.height, **projection, sh_degree=s.sh_degree, render_mode=s.render_mode,
-                alpha_cap=s.alpha_cap, postprocess=postprocess, network=network, network_input=part.network_input,
-                max_bytes=max_bytes,
+                *part[:9], s.width, s.height, **rendering, render_mode=s.render_mode, postprocess=postprocess,
+                network_input=part.network_input, out=out, max_bytes=max_bytes,
             )  # fmt: skip
             return _kept(rendered)
 
+        def band(part: split.Inputs, rows: tuple[int, int], max_bytes: int | None) -> split.Views:
+            # expected depth is the depth's sum until the view is finished
+            rendered = ops.render(
+                *part[:8], None, s.width, s.height, **rendering, render_mode=s.render_mode.replace("ED", "D"),
+                network_input=part.network_input, tile_rows=rows, max_bytes=max_bytes,
+            )  # fmt: skip
+            return _kept(rendered)
+
+        def make_outputs(n_views: int) -> tuple[Tensor, Tensor]:
+            return _outputs(means, n_views, n_color_channels, s, postprocess)
+
+        renderer = split.Renderer(
+            whole, band, finish, output_bytes, blended_bytes, make_outputs=make_outputs, comfortable=_COMFORTABLE
+        )
     else:
         is_finished = views.backgrounds is None and not s.render_mode.endswith("ED") and postprocess in _NOTHING_ASKED
         pixel_bytes = blended_bytes + (0 if is_finished else output_bytes)
 
-        def whole(part: split.Inputs, max_bytes: int | None) -> split.Views:
+        def whole(part: split.Inputs, out: tuple[Tensor, Tensor] | None, max_bytes: int | None) -> split.Views:
             return _cpu_views(part, s, projection, network, finish, pixel_bytes, max_bytes)
 
-    comfortable = _COMFORTABLE if device.type == "cuda" else None
-    renderer = split.Renderer(whole, band, finish, output_bytes, blended_bytes, comfortable)
+        renderer = split.Renderer(whole, None, finish, output_bytes, blended_bytes)
+
     rendered = split.render(renderer, views, s.height, max_memory)
-    images, alphas = rendered.images, rendered.alphas
-    meta = build_meta(rendered.make_records, lambda: rendered.n_invalid, batch_dims, c, n, s.width, s.height, packed)
+    images, alphas, n_invalid = rendered.images, rendered.alphas, rendered.n_invalid
+    meta = build_meta(rendered.make_records, lambda: n_invalid, batch_dims, c, n, s.width, s.height, packed)
     return images.reshape(*batch_dims, c, *images.shape[1:]), alphas.reshape(*batch_dims, c, *alphas.shape[1:]), meta
 
 
@@ -599,13 +619,9 @@ def _at_once(
 
 
 def _kept(rendered: Rendered) -> split.Views:
-    return split.Views(
-        rendered.images,
-        rendered.alphas,
-        rendered.n_invalid,
-        partial(ops.state_records, rendered),
-        rendered.state.nbytes,
-    )
+    # meta outlives the images: it must not hold them
+    make_records = partial(ops.state_records, rendered._replace(images=None, alphas=None))
+    return split.Views(rendered.images, rendered.alphas, rendered.n_invalid, make_records, rendered.state.nbytes)
 
 
 def _cpu_views(
@@ -653,6 +669,19 @@ def _view_bytes(means: Tensor, n_color_channels: int, s: _Settings, postprocess:
     channels = n_color_channels + (s.render_mode != "RGB")
     blended = s.height * s.width * (channels + 1) * means.itemsize
     return height * width * (channels * item + means.itemsize), blended
+
+
+def _outputs(
+    means: Tensor, n_views: int, n_color_channels: int, s: _Settings, postprocess: PostProcess | None
+) -> tuple[Tensor, Tensor]:
+    """Uninitialised images and alphas of so many views."""
+    post = postprocess or _NOTHING_ASKED[1]
+    height, width = post.size or (s.height, s.width)
+    channels = n_color_channels + (s.render_mode != "RGB")
+    images, alphas = output_tensors(
+        means.new_empty((n_views, 0, 0, channels)), height, width, post.layout == "CHW", PIXEL_TYPES[post.dtype]
+    )
+    return images, alphas.movedim(-1, 1) if post.layout == "CHW" else alphas
 
 
 def require_cuda(means: Tensor) -> None:

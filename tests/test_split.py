@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +20,8 @@ from rapfast.appearance import embedding_scene as embedding_module
 from rapfast.appearance import rap_scene as rap_module
 from rapfast.ops import split
 from rapfast.ops.project import Records
+
+rasterization_module = sys.modules["rapfast.rasterization"]  # of that name the package has the function
 
 
 @pytest.fixture
@@ -176,12 +180,15 @@ def test_networks_get_their_views(what, groups, monkeypatch):
 class Bands:
     """Renders from images that are there; `bytes_per_view` and `bytes_per_row` are what it claims to need."""
 
-    def __init__(self, n: int, height: int, per_view: int, per_row: int | None) -> None:
+    def __init__(self, n: int, height: int, per_view: int, per_row: int | None, into: bool = False) -> None:
         self.images, self.alphas = torch.rand(n, height, 6, 3), torch.rand(n, height, 6, 1)
         self.per_view, self.per_row, self.calls = per_view, per_row, []
+        band = None if per_row is None else self.band
+        make_outputs = self.make_outputs if into else None
         self.renderer = split.Renderer(
-            self.whole, None if per_row is None else self.band, self.finish, output_bytes=100, blended_bytes=10
+            self.whole, band, self.finish, output_bytes=100, blended_bytes=10, make_outputs=make_outputs
         )
+        self.made: list[tuple[Tensor, Tensor]] = []
 
     @staticmethod
     def _check(n_bytes: int | None, limit: int | None) -> None:
@@ -202,13 +209,23 @@ class Bands:
         records = records._replace(n_invalid=n_invalid)
         return split.Views(self.images[views, rows], self.alphas[views, rows], n_invalid, lambda: records, 7 * count)
 
-    def whole(self, part: split.Inputs, limit: int | None) -> split.Views:
+    def make_outputs(self, n: int) -> tuple[Tensor, Tensor]:
+        self.made.append((torch.zeros(n, *self.images.shape[1:]), torch.zeros(n, *self.alphas.shape[1:])))
+        return self.made[-1]
+
+    def whole(self, part: split.Inputs, out: tuple[Tensor, Tensor] | None, limit: int | None) -> split.Views:
         count, first = part.n_images, int(part.viewmats.flatten(0, 1)[0, 0, 0])
         self.calls.append((first, count, limit))
         self._check(self.per_view * count if self.per_view else None, limit)
-        return self._views(first, count, slice(None))
+        views = self._views(first, count, slice(None))
+        if out is None:
+            return views
+        out[0].copy_(views.images)
+        out[1].copy_(views.alphas)
+        return views._replace(images=out[0], alphas=out[1])
 
-    def band(self, part: split.Inputs, first: int, count: int, limit: int | None) -> split.Views:
+    def band(self, part: split.Inputs, rows: tuple[int, int], limit: int | None) -> split.Views:
+        first, count = rows
         view = int(part.viewmats[0, 0, 0, 0])
         self.calls.append((view, (first, count), limit))
         self._check(self.per_row * count, limit)
@@ -237,9 +254,20 @@ def test_what_is_kept_and_put_out_counts():
     assert fake.calls[:2] == [(0, 8, 1250), (0, 4, 450)]
 
 
-def test_groups_are_joined_in_order():
-    fake = Bands(5, 20, per_view=200, per_row=None)
-    views = fake.render(max_memory=5 * 100 + 460)
+def test_groups_are_written_where_they_belong():
+    fake = Bands(5, 20, per_view=200, per_row=None, into=True)
+    views = fake.render(max_memory=5 * 100 + 220)
+    assert len(fake.made) == 1 and views.images is fake.made[0][0] and views.alphas is fake.made[0][1]
+    assert_same(views.images, fake.images)
+    assert_same(views.alphas, fake.alphas)
+    # a group's own outputs are counted by itself: 720 - 300, then 14 less that are kept of two views
+    assert [call for call in fake.calls if call[1] <= 2] == [(0, 2, 420), (2, 2, 406), (4, 1, 292)]
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_groups_are_joined_in_order(into):
+    fake = Bands(5, 20, per_view=200, per_row=None, into=into)
+    views = fake.render(max_memory=5 * 100 + 460 - 200 * into)
     assert_same(views.images, fake.images)
     assert_same(views.alphas, fake.alphas)
     assert views.n_invalid.tolist() == [0, 1, 2, 3, 4]
@@ -250,9 +278,10 @@ def test_groups_are_joined_in_order():
     assert views.n_kept == 35
 
 
+@pytest.mark.parametrize("into", [False, True])
 @pytest.mark.parametrize("height", [16, 33, 100])
-def test_a_view_that_does_not_fit_is_drawn_in_bands(height):
-    fake = Bands(2, height, per_view=10_000, per_row=40)
+def test_a_view_that_does_not_fit_is_drawn_in_bands(height, into):
+    fake = Bands(2, height, per_view=10_000, per_row=40, into=into)
     n_rows = -(-height // 16)
     room = 2 * 100 + 10 + 130
     if n_rows == 1:
@@ -292,7 +321,7 @@ def test_large_batches_are_split_into_groups_of_eight_and_no_less():
     fake = Bands(40, 20, per_view=1000, per_row=None)
     fake.renderer = fake.renderer._replace(comfortable=1200)
     fake.render()
-    assert [call[1:] for call in fake.calls if call[1] <= 8] == [(5, None)] * 8
+    assert [call[1:] for call in fake.calls if call[1] <= 8] == [(8, None)] * 5
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -309,3 +338,166 @@ def test_max_memory_is_checked():
     for backend in ("gsplat", "reference"):
         with pytest.raises(NotImplementedError, match=f'max_memory=5 is not supported by backend="{backend}"'):
             call(max_memory=5, backend=backend)
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """Most bytes asked for during a call above those before it, without what the allocator rounds up."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    kept = call()
+    torch.cuda.synchronize()
+    del kept
+    return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
+
+
+def large_call(n: int = 60_000, c: int = 12, **options: Any) -> partial[Any]:
+    scene = make_scene(n, c, width=400, height=300, dtype=torch.float32, device="cuda")
+    scene = scene._replace(scales=0.3 * scene.scales)
+    return partial(rasterization, *scene, 400, 300, **options)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("share", [0.7, 0.4, 0.25])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"render_mode": "RGB+ED"}, {"postprocess": PostProcess(size=(150, 200), layout="CHW", dtype=torch.float16)}],
+    ids=["plain", "expected depth", "small"],
+)
+def test_memory_is_kept_to_and_pixels_stay(options, share, groups):
+    call = large_call(**options)
+    want = call()
+    peak = peak_bytes(call)
+    least = least_memory(call)
+    budget = max(int(share * peak), least)
+    assert budget < 0.8 * peak
+    for _ in range(2):  # with nothing learnt of groups, and with it
+        del groups[:]
+        assert peak_bytes(lambda: call(max_memory=budget)) <= budget
+        assert sum(groups) == 12 and len(groups) > 1
+    assert_same_call(call(max_memory=budget), want)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("mode", ["RGB", "ED", "RGB+ED"])
+@pytest.mark.parametrize("background", [False, True])
+def test_one_view_is_drawn_in_bands(mode, background, monkeypatch):
+    scene = make_scene(3000, 1, width=200, height=333, dtype=torch.float32, device="cuda")
+    call = partial(rasterization, *scene, 200, 333, render_mode=mode)
+    if background:
+        if mode == "ED":
+            pytest.skip("depth has no background")
+        call = partial(call, backgrounds=torch.rand(1, 333, 200, 3, device="cuda"))
+    call = partial(call, postprocess=PostProcess(size=(100, 77)))
+    want = call()
+    rows: list[tuple[int, int]] = []
+    render = rasterization_module.ops.render
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        rendered = render(*arguments, **options)
+        if options.get("tile_rows"):
+            rows.append(options["tile_rows"])
+        return rendered
+
+    monkeypatch.setattr(rasterization_module.ops, "render", noted)
+    least = least_memory(call)
+    del rows[:]
+    assert_same_call(call(max_memory=least), want)
+    assert len(rows) > 1 and sum(count for _, count in rows) == 21
+    assert peak_bytes(lambda: call(max_memory=least)) <= least
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+def test_large_batches_are_split_by_default(groups, monkeypatch):
+    call = large_call(c=24)
+    want = call()
+    assert not groups
+    monkeypatch.setattr(rasterization_module, "_COMFORTABLE", 1 << 20)
+    got = call()
+    assert groups == [8] * 3
+    assert_same_call(got, want)
+    del groups[:]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # its room is what it is
+        captured = call()[0]
+    graph.replay()
+    assert_same(captured, want[0])
+    assert not groups
+    message = "max_memory must be None while a CUDA graph is captured, got 5"
+    with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        call(max_memory=5)
+
+
+@pytest.mark.cuda
+def test_meta_of_a_split_call_does_not_hold_its_images(monkeypatch):
+    call = large_call(c=24)
+    monkeypatch.setattr(rasterization_module, "_COMFORTABLE", 1 << 20)
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    images, alphas, meta = call()
+    with_images = torch.cuda.memory_allocated() - before
+    size = images.nbytes + alphas.nbytes
+    del images, alphas
+    torch.cuda.synchronize()
+    assert with_images - (torch.cuda.memory_allocated() - before) >= size
+    assert int(meta["radii"].shape[0]) > 0
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+def test_more_pairs_than_an_index_has_bits_for():
+    """600 views of 4 M Gaussians are 2.4e9 pairs; few of them are seen."""
+    if torch.cuda.get_device_properties(0).total_memory < 40 << 30:
+        pytest.skip("needs a GPU of 40 GiB")
+    n, c = 4_000_000, 600
+    g = torch.Generator(device="cuda").manual_seed(0)
+    means = 40 * torch.rand(n, 3, generator=g, device="cuda") - 20
+    quats = torch.randn(n, 4, generator=g, device="cuda")
+    scales = torch.full((n, 3), 0.01, device="cuda")
+    opacities = torch.rand(n, generator=g, device="cuda")
+    colors = torch.rand(n, 3, generator=g, device="cuda")
+    turn = torch.linspace(0, 6.28, c, device="cuda")
+    viewmats = torch.eye(4, device="cuda").repeat(c, 1, 1)
+    viewmats[:, 0, 0] = viewmats[:, 2, 2] = turn.cos()
+    viewmats[:, 0, 2], viewmats[:, 2, 0] = turn.sin(), -turn.sin()
+    Ks = torch.tensor([[100.0, 0, 32], [0, 100, 24], [0, 0, 1]], device="cuda").repeat(c, 1, 1)
+    call = partial(rasterization, means, quats, scales, opacities, colors, width=64, height=48, far_plane=6.0)
+    images, alphas, meta = call(viewmats=viewmats, Ks=Ks)
+    assert images.shape == (c, 48, 64, 3) and float(alphas.mean()) > 0.01
+    for i in (0, 299, 599):
+        alone = call(viewmats=viewmats[i : i + 1], Ks=Ks[i : i + 1])
+        assert_same(images[i], alone[0][0])
+        assert_same(alphas[i], alone[1][0])
+        rows = meta["camera_ids"] == i
+        assert_same(meta["gaussian_ids"][rows], alone[2]["gaussian_ids"])
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+def test_more_intersections_than_an_index_has_bits_for():
+    """Two views of 90 k Gaussians that cover 160 x 160 tiles each: 2.3e9 intersections in each view."""
+    if torch.cuda.get_device_properties(0).total_memory < 100 << 30:
+        pytest.skip("needs a GPU of 100 GiB")
+    n, size = 90_000, 2560
+    g = torch.Generator(device="cuda").manual_seed(0)
+    means = torch.rand(n, 3, generator=g, device="cuda") - 0.5
+    means[:, 2] += 5
+    quats = torch.tensor([[1.0, 0, 0, 0]], device="cuda").repeat(n, 1)
+    scales = torch.full((n, 3), 30.0, device="cuda")
+    opacities = torch.full((n,), 0.3, device="cuda")
+    colors = torch.rand(n, 3, generator=g, device="cuda")
+    viewmats = torch.eye(4, device="cuda").repeat(2, 1, 1)
+    viewmats[1, 0, 3] = 0.3
+    Ks = torch.tensor([[2000.0, 0, size / 2], [0, 2000, size / 2], [0, 0, 1]], device="cuda").repeat(2, 1, 1)
+    images, _, meta = rasterization(means, quats, scales, opacities, colors, viewmats, Ks, size, size)
+    assert int(meta["tiles_per_gauss"].double().sum()) > 2 * (1 << 31)
+    # pixels end before the nearest hundred, which are few enough for one call
+    nearest = means[:, 2].argsort()[:100].sort().values
+    few = (tensor[nearest] for tensor in (means, quats, scales, opacities, colors))
+    assert_same(images, rasterization(*few, viewmats, Ks, size, size)[0])

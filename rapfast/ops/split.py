@@ -19,7 +19,7 @@ from rapfast.ops.color_net import NetworkInput
 from rapfast.ops.project import Records
 
 TOGETHER = 8
-"""Views that are rendered together wherever they fit: fewer at a time are slower."""
+"""Views that are rendered together wherever they fit: fewer at a time take longer."""
 
 
 class TooLarge(RuntimeError):
@@ -103,16 +103,19 @@ class Views(NamedTuple):
 
 
 class Renderer(NamedTuple):
-    """How a group of views is rendered. Both functions raise `TooLarge` where they would take more bytes than the last
-    argument allows, None being any number."""
+    """How a group of views is rendered. `whole` and `band` raise `TooLarge` where they would take more bytes than the
+    third argument allows, None being any number."""
 
-    whole: Callable[[Inputs, int | None], Views]
+    # some views; into the images and alphas given, or (None) into new ones
+    whole: Callable[[Inputs, tuple[Tensor, Tensor] | None, int | None], Views]
     # of one view the tile rows [first, first + count), before the composite; None: the backend knows no bands
-    band: Callable[[Inputs, int, int, int | None], Views] | None
+    band: Callable[[Inputs, tuple[int, int], int | None], Views] | None
     # a view's blended colours [1, H, W, D] and alphas [1, H, W, 1] to its image and alpha
     finish: Callable[[Inputs, Tensor, Tensor], tuple[Tensor, Tensor]]
     output_bytes: int  # of one view's image and alpha, finished
     blended_bytes: int  # of its blended colours and alphas
+    # images and alphas of so many views for `whole` to write to; None: it cannot
+    make_outputs: Callable[[int], tuple[Tensor, Tensor]] | None = None
     # bytes above which more than `TOGETHER` views are split although nobody asked, which costs no time; None: never
     comfortable: int | None = None
 
@@ -130,20 +133,20 @@ def render(renderer: Renderer, inputs: Inputs, height: int, max_memory: int | No
     """
     n = inputs.n_images
     if n == 0:
-        return renderer.whole(inputs, None)
+        return renderer.whole(inputs, None, None)
     outputs = _Outputs(n, renderer, max_memory)
     size = n
     while outputs.done < n:
         first, count = outputs.done, _count(size, outputs.done, inputs.viewmats.shape[1], n)
         try:
-            views = renderer.whole(inputs.part(first, count) if count < n else inputs, outputs.budget(count))
+            if count == n:
+                return renderer.whole(inputs, None, outputs.budget(count))
+            views = renderer.whole(inputs.part(first, count), outputs.room(count), outputs.budget(count))
         except TooLarge as error:
             if count > 1:
-                size = count // 2
+                size = max(count // 2, TOGETHER if count > TOGETHER else 1)
                 continue
             views = _banded(renderer, inputs.part(first, 1), height, outputs, error)
-        if count == n:
-            return views
         outputs.add(views)
     return outputs.views()
 
@@ -163,15 +166,19 @@ class _Outputs:
         self.done = 0
         self._images: Tensor | None = None
         self._alphas: Tensor | None = None
-        self._groups: list[Views] = []
+        self._groups: list[tuple[Tensor, Callable[[], Records]]] = []
         self._kept = 0
 
     def others(self, count: int, banded: bool = False) -> int:
         """Bytes that are taken while a group of so many views is rendered, but for what it takes itself."""
         if count == self.n and not banded:
             return 0
-        whole_view = self.renderer.blended_bytes if banded else 0
-        return self.n * self.renderer.output_bytes + self._kept + whole_view
+        n_outputs = self.n
+        if banded:
+            return n_outputs * self.renderer.output_bytes + self._kept + self.renderer.blended_bytes
+        if self.renderer.make_outputs is not None:
+            n_outputs -= count  # those that it writes to are its own
+        return n_outputs * self.renderer.output_bytes + self._kept
 
     def budget(self, count: int, banded: bool = False) -> int | None:
         """Bytes that a group may take."""
@@ -179,20 +186,32 @@ class _Outputs:
             return self.renderer.comfortable if count > TOGETHER else None
         return self.max_memory - self.others(count, banded)
 
+    def room(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Where the next group is to be written, if it can be."""
+        if self.renderer.make_outputs is None:
+            return None
+        if self._images is None:
+            self._images, self._alphas = self.renderer.make_outputs(self.n)
+        views = slice(self.done, self.done + count)
+        return self._images[views], self._alphas[views]
+
     def add(self, views: Views) -> None:
+        """Takes the next group, copying what was not written where it belongs."""
         count = len(views.n_invalid)
         if self._images is None:
             self._images, self._alphas = (
                 tensor.new_empty((self.n, *tensor.shape[1:])) for tensor in (views.images, views.alphas)
             )
-        self._images[self.done : self.done + count] = views.images
-        self._alphas[self.done : self.done + count] = views.alphas
-        self._groups.append(views._replace(images=self._images, alphas=self._alphas))
+        for whole, part in ((self._images, views.images), (self._alphas, views.alphas)):
+            place = whole[self.done : self.done + count]
+            if place.data_ptr() != part.data_ptr():
+                place.copy_(part)
+        self._groups.append((views.n_invalid, views.make_records))
         self._kept += views.n_kept
         self.done += count
 
     def views(self) -> Views:
-        groups = [(group.n_invalid, group.make_records) for group in self._groups]
+        groups = self._groups
         return Views(
             images=self._images,
             alphas=self._alphas,
@@ -228,19 +247,24 @@ def _banded(renderer: Renderer, view: Inputs, height: int, outputs: _Outputs, er
     first, size = 0, n_rows // 2
     while first < n_rows:
         if size == 0:
-            raise _no_room(error, outputs.others(1, banded=True), outputs, "one row of tiles")
+            kept = 0 if views is None else views.n_kept
+            raise _no_room(error, outputs.others(1, banded=True) + kept, outputs, "one row of tiles")
         count = min(size, n_rows - first)
         try:
-            band = renderer.band(view, first, count, budget)
+            band = renderer.band(view, (first, count), budget)
         except TooLarge as again:
-            error, size = again, count // 2
+            # without its frames, of which this is one: what they hold would live until the next collection
+            error, size = again.with_traceback(None), count // 2
             continue
         if views is None:
             blended, alphas = (t.new_empty((1, height, *t.shape[2:])) for t in (band.images, band.alphas))
             views = band._replace(images=blended, alphas=alphas)  # its records are those of the whole view
+            if budget is not None:
+                budget -= band.n_kept
         top = first * TILE_SIZE
         blended[:, top : top + band.images.shape[1]] = band.images
         alphas[:, top : top + band.alphas.shape[1]] = band.alphas
+        del band  # the next one wants its memory
         first += count
     images, alphas = renderer.finish(view, blended, alphas)
     return views._replace(images=images, alphas=alphas)
