@@ -43,7 +43,7 @@ CPU_THREADS = 2
 FULL = (
     Case("room-200k-854x480", "room", 200_000, 854, 480, with_reference=True),
     Case("channels32-200k-512x512", "room", 200_000, 512, 512, channels=32),
-    Case("room-500k-854x480", "room", 500_000, 854, 480),
+    Case("room-500k-854x480", "room", 500_000, 854, 480, (1, 2, 4, 8, 16, 32)),
     # for time against pixels
     Case("room-500k-427x240", "room", 500_000, 427, 240, (8,)),
     Case("room-500k-1708x960", "room", 500_000, 1708, 960, (8,)),
