@@ -97,9 +97,11 @@ class FrontGraphs {
   FrontGraphs(const FrontGraphs&) = delete;
   FrontGraphs& operator=(const FrontGraphs&) = delete;
 
-  // Calls `prepare` and launches the graph of `key` on `stream`, and returns whether there is one.
-  // `queue(stream)` queues the kernels; once the key has come often enough they become a graph.
-  bool launch(const Key& key, cudaStream_t stream, const std::function<void()>& prepare,
+  // Launches the graph of `key` on `stream`, and returns whether there is one. `queue(stream)` queues the
+  // kernels; once the key has come often enough they become a graph, of which `update(graph, node)` changes
+  // the first kernel's arguments before each launch.
+  bool launch(const Key& key, cudaStream_t stream,
+              const std::function<void(cudaGraphExec_t, cudaGraphNode_t)>& update,
               const std::function<void(cudaStream_t)>& queue);
 
   int64_t count();  // of graphs

@@ -19,59 +19,66 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-cudaGraphExec_t make_graph(const std::function<void(cudaStream_t)>& queue) {
-  const RelaxedCapture relaxed;
-  cudaStream_t stream = nullptr;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  try {
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
-    try {
-      queue(stream);
-    } catch (...) {
-      cudaStreamEndCapture(stream, &graph);
-      throw;
-    }
-    check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
-    check(cudaGraphInstantiateWithFlags(&exec, graph, 0), "cudaGraphInstantiate");
-  } catch (...) {
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    cudaStreamDestroy(stream);
-    throw;
-  }
-  check(cudaGraphDestroy(graph), "cudaGraphDestroy");
-  check(cudaStreamDestroy(stream), "cudaStreamDestroy");
-  return exec;
-}
-
 }  // namespace
 
 struct FrontGraphs::Entry {
   Key key;
-  int seen;
-  cudaGraphExec_t exec;
+  int seen = 0;
+  // The node is the first kernel's, and lives as long as the graph that the other was made from.
+  cudaGraph_t graph = nullptr;
+  cudaGraphNode_t first = nullptr;
+  cudaGraphExec_t exec = nullptr;
+
+  void make(const std::function<void(cudaStream_t)>& queue) {
+    const RelaxedCapture relaxed;
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    try {
+      check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+      try {
+        queue(stream);
+      } catch (...) {
+        cudaStreamEndCapture(stream, &graph);
+        throw;
+      }
+      check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+      size_t n_roots = 1;
+      check(cudaGraphGetRootNodes(graph, &first, &n_roots), "cudaGraphGetRootNodes");
+      check(cudaGraphInstantiateWithFlags(&exec, graph, 0), "cudaGraphInstantiate");
+    } catch (...) {
+      cudaStreamDestroy(stream);
+      drop();
+      throw;
+    }
+    check(cudaStreamDestroy(stream), "cudaStreamDestroy");
+  }
+
+  // Without checks: at the end of a process the driver may be gone.
+  void drop() {
+    if (exec != nullptr) cudaGraphExecDestroy(exec);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    exec = nullptr;
+    graph = nullptr;
+  }
 };
 
 FrontGraphs::FrontGraphs() = default;
 
 FrontGraphs::~FrontGraphs() {
-  // Without a check: at the end of a process the driver may be gone.
-  for (const Entry& entry : entries_) {
-    if (entry.exec != nullptr) cudaGraphExecDestroy(entry.exec);
-  }
+  for (Entry& entry : entries_) entry.drop();
 }
 
-bool FrontGraphs::launch(const Key& key, cudaStream_t stream, const std::function<void()>& prepare,
+bool FrontGraphs::launch(const Key& key, cudaStream_t stream,
+                         const std::function<void(cudaGraphExec_t, cudaGraphNode_t)>& update,
                          const std::function<void(cudaStream_t)>& queue) {
   std::lock_guard<std::mutex> lock(mutex_);
   auto found = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) { return e.key == key; });
   if (found == entries_.end()) {
     if (entries_.size() == kMaxGraphs) {
-      if (entries_.front().exec != nullptr) cudaGraphExecDestroy(entries_.front().exec);
+      entries_.front().drop();
       entries_.erase(entries_.begin());
     }
-    entries_.push_back({key, 0, nullptr});
+    entries_.push_back({key});
     found = entries_.end() - 1;
   } else {
     std::rotate(found, found + 1, entries_.end());
@@ -79,9 +86,10 @@ bool FrontGraphs::launch(const Key& key, cudaStream_t stream, const std::functio
   }
   if (found->exec == nullptr) {
     if (found->seen++ < kOften) return false;
-    found->exec = make_graph(queue);
+    found->make(queue);
+  } else {
+    update(found->exec, found->first);
   }
-  prepare();
   check(cudaGraphLaunch(found->exec, stream), "cudaGraphLaunch");
   return true;
 }

@@ -337,12 +337,20 @@ bool RenderCall::Parts::launch_graph() {
   const FrontGraphs::Key key = {in.means, in.quats, in.scales, in.covars, in.opacities, params.color.colors,
                                 params.state, params.scratch};
   const int64_t n_images = params.sizes.n_scenes * params.sizes.n_cameras;
-  const auto copy_cameras = [&] {
-    copy_cameras_kernel<<<grid_for(25 * n_images), kThreads, 0, stream>>>(
-        in.viewmats, in.Ks, n_images, scratch.viewmats, scratch.Ks);
-    check_launch("copy_cameras_kernel");
+  const dim3 grid(grid_for(25 * n_images));
+  const auto update = [&](cudaGraphExec_t graph, cudaGraphNode_t copy) {
+    void* arguments[] = {const_cast<float**>(&in.viewmats), const_cast<float**>(&in.Ks),
+                         const_cast<int64_t*>(&n_images), &scratch.viewmats, &scratch.Ks};
+    cudaKernelNodeParams node{};
+    node.func = reinterpret_cast<void*>(&copy_cameras_kernel);
+    node.gridDim = grid;
+    node.blockDim = dim3(kThreads);
+    node.kernelParams = arguments;
+    check(cudaGraphExecKernelNodeSetParams(graph, copy, &node), "cudaGraphExecKernelNodeSetParams");
   };
-  return params.graphs->launch(key, stream, copy_cameras, [&](cudaStream_t to) {
+  return params.graphs->launch(key, stream, update, [&](cudaStream_t to) {
+    copy_cameras_kernel<<<grid, kThreads, 0, to>>>(in.viewmats, in.Ks, n_images, scratch.viewmats, scratch.Ks);
+    check_launch("copy_cameras_kernel");
     queue_front(scratch.viewmats, scratch.Ks, to);
   });
 }

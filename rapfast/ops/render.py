@@ -30,6 +30,10 @@ _FIRST_RECORDS = 0.15
 _FIRST_INTERSECTIONS = 4.0
 _HEADROOM = 1.125
 
+# Bytes of state and scratch that are one allocation: to hold on to the scratch as well costs little then, and the next
+# call finds one free block where this one did, which lets it be launched as a graph.
+_SMALL = 32 << 20
+
 
 class _Sizes(NamedTuple):
     n_scenes: int
@@ -219,16 +223,22 @@ def _outputs(
 
 def _run(
     means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std, form, room, net, maps,
-    map_ids, view_weights, net_form, net_layers, coord_scale, stage_events=None, memory=None, out=None,
+    map_ids, view_weights, net_form, net_layers, coord_scale, stage_events=None, memory=None, out=None, together=False,
 ):  # fmt: skip
-    """Images, alphas, state, and the counts as plain numbers (-1 with ``fixed_room``)."""
+    """Images, alphas, state, and the counts as plain numbers (-1 with ``fixed_room``). ``together``: the state's memory
+    may hold the scratch too, behind it."""
     plan, n_images, n_channels = _plan_of(means, viewmats, colors, backgrounds, form, room, bool(net))
     quats, colors = aligned(quats), aligned(colors)
     kept = None if memory is None else memory.buffers
-    if kept is None:
-        state, work = scratch(means, plan.state_size), scratch(means, plan.scratch_size)
-    else:
+    if kept is not None:
         state, work = kept.state, kept.scratch
+        work_address = work.data_ptr()
+    elif together and plan.state_size + plan.scratch_size <= _SMALL:
+        state = work = scratch(means, plan.state_size + plan.scratch_size)
+        work_address = state.data_ptr() + plan.state_size
+    else:
+        state, work = scratch(means, plan.state_size), scratch(means, plan.scratch_size)
+        work_address = work.data_ptr()
     network = None
     if net:
         views, layers = view_table(maps, map_ids, view_weights), torch.tensor(net_layers, dtype=torch.int64)
@@ -236,7 +246,7 @@ def _run(
     call = plan.begin(
         means.data_ptr(), address(quats), address(scales), address(covars), opacities.data_ptr(), viewmats.data_ptr(),
         Ks.data_ptr(), address(colors), address(backgrounds), address(mean), address(std), state.data_ptr(),
-        work.data_ptr(), 0 if memory is None else memory.worst.data_ptr(), address(stage_events), network,
+        work_address, 0 if memory is None else memory.worst.data_ptr(), address(stage_events), network,
         current_stream(means.get_device()),
     )  # fmt: skip
     # The GPU has begun.
@@ -488,7 +498,9 @@ def render(
             images, alphas, state, counts = render_op(*inputs, *form, *room, *net)
             n_records, n_intersections = counts.tolist()
         else:
-            images, alphas, state, (n_records, n_intersections) = _run(*inputs, form, room, *net, **extras)
+            images, alphas, state, (n_records, n_intersections) = _run(
+                *inputs, form, room, *net, together=max_bytes is None and memory is None, **extras
+            )
         if n_records <= record_capacity and n_intersections <= capacity:
             break
         if max(n_records, n_intersections) > MAX_INDEX:
