@@ -7,6 +7,7 @@ import gc
 import importlib
 import math
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 from network_scenes import CUDA16, CUDA32, color_net, make_appearance, rap_scene
 from scenes import HEIGHT, WIDTH, Scene, assert_same, flat, make_scene
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rapfast
@@ -771,6 +774,38 @@ class Seen(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(func.name())
         return func(*args, **(kwargs or {}))
+
+
+class Labelled(Tensor):
+    """A subclass, as tracers and quantisers make them."""
+
+
+def test_who_watches():
+    plain = torch.ones(2)
+    watched: list[bool] = []
+
+    def look(x: Tensor) -> Tensor:
+        watched.append(native_render._is_watched((x, None)))
+        return x + 1
+
+    look(plain)
+    look(torch.nn.Parameter(plain))
+    with torch.no_grad(), torch.inference_mode(), torch.device("cpu"):
+        look(plain)
+    assert not any(watched)
+    watched.clear()
+    with Seen():
+        look(plain)
+    with FakeTensorMode() as mode:
+        look(mode.from_tensor(plain))
+    look(plain.as_subclass(Labelled))
+    torch.func.vmap(look)(plain)
+    torch.func.grad(lambda x: look(x).sum())(plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(look, (plain,), check_trace=False)
+    make_fx(look)(plain)
+    assert len(watched) == 7 and all(watched)
 
 
 @pytest.mark.cuda
