@@ -6,6 +6,10 @@
 // leaves the record and the answer in shared memory. A warp then lists, cell by cell, the records that
 // reach it, and its four cells go through their lists side by side: lanes meet few records that draw nothing
 // in them, and a step costs no more than the longest of four lists asks for.
+//
+// In large calls a tile whose list is long would keep all the others waiting: it is begun first and drawn by two
+// blocks, each the upper or the lower half, with one pixel per lane and cells of 4x2. Each pixel sees the same
+// operations either way.
 #include "../blend.h"
 
 #include <type_traits>
@@ -19,12 +23,12 @@ namespace {
 
 constexpr int kWarps = 4;                 // of a block: the quarters of a tile
 constexpr int kWindow = kWarps * 32;      // records in shared memory at a time
-constexpr int kCell = 4;                  // pixels per side of what eight lanes own
+constexpr int kCellWidth = 4;             // pixels of what eight lanes own; two rows for each pixel of a lane
+constexpr int kRowStep = 2;               // between the pixels of a lane
 constexpr int kCells = 4;                 // of a warp
-constexpr int kCellsPerSide = kTileSize / kCell;
-constexpr int kRowStep = kCell / 2;        // between the two pixels of a lane
+constexpr int kCellsPerSide = kTileSize / kCellWidth;
 constexpr int kStep = 2;                   // records per step of a cell
-constexpr int kHeavy = 4;                  // a list this many times as long as the mean is begun first
+constexpr int kLong = 4;                   // times the mean: a list this long is begun first, in two halves
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kLog2Cut = -7.994353436858858f;  // of Constants<float>::kAlphaCut = 1 / 255
@@ -47,10 +51,11 @@ __device__ __forceinline__ float sqrt_approx(float x) {
   return y;
 }
 
-// Cells of the tile whose pixels alpha may reach the cut in: bit kCell * row + column of cells. (x, y) is the
-// tile's first pixel centre relative to the mean. In a row of cells the ellipse's right edge is concave in
+// Cells of a block whose pixels alpha may reach the cut in: bit kCellsPerSide * row + column of cells. (x, y) is the
+// block's first pixel centre relative to the mean. In a row of cells the ellipse's right edge is concave in
 // dy, so it is farthest out at the ellipse's rightmost point or at the end of the row nearer to it; likewise
 // the left edge (math/tile.h has the same formulas for tiles).
+template <int kCellHeight>
 __device__ __forceinline__ uint32_t cells_reached(float a, float b, float c, float log2_opacity, float x, float y) {
   const float det = well_conditioned_det(a, b, c);
   if (!(det > 0.f)) return 0xffffu;  // no bound: the pixels decide
@@ -65,7 +70,7 @@ __device__ __forceinline__ uint32_t cells_reached(float a, float b, float c, flo
   uint32_t reached = 0;
 #pragma unroll
   for (int row = 0; row < kCellsPerSide; ++row) {
-    const float top = y + float(row * kCell) - slack, bottom = y + float(row * kCell + kCell - 1) + slack;
+    const float top = y + float(row * kCellHeight) - slack, bottom = y + float((row + 1) * kCellHeight - 1) + slack;
     const float low = fmaxf(top, -half_height), high = fminf(bottom, half_height);
     if (low > high) continue;
     const float dy_right = clamp_to(dy_of_right, low, high), dy_left = clamp_to(-dy_of_right, low, high);
@@ -73,9 +78,9 @@ __device__ __forceinline__ uint32_t cells_reached(float a, float b, float c, flo
     const float left = fmaf(slope, dy_left, -inv_a * sqrt_approx(fmaxf(0.f, a_level - det * dy_left * dy_left)));
 #pragma unroll
     for (int column = 0; column < kCellsPerSide; ++column) {
-      const float from = x + float(column * kCell);
+      const float from = x + float(column * kCellWidth);
       // Written so that NaN counts as reached.
-      if (!(left - slack > from + float(kCell - 1)) && !(right + slack < from)) {
+      if (!(left - slack > from + float(kCellWidth - 1)) && !(right + slack < from)) {
         reached |= 1u << (row * kCellsPerSide + column);
       }
     }
@@ -148,33 +153,37 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// Up to kChannels channels from blockIdx.y * kChannels on. Channels never mix, so how many a pass
-// takes changes no bit.
-template <int kChannels, bool kKeepState>
-__global__ void __launch_bounds__(kWindow, kChannels <= 4 ? 8 : 1)
-    blend_kernel(BlendParams<float> p, float* __restrict__ transmittances,
-                 int32_t* __restrict__ last_ids) {
+// Draws a tile's rows from part * (rows that a block has) on: up to kChannels channels from
+// blockIdx.y * kChannels on. Channels never mix, so how many a pass takes changes no bit.
+template <int kChannels, bool kKeepState, int kPixels>
+__device__ __forceinline__ void blend_part(const BlendParams<float>& p, Shared<kChannels>& shared, uint32_t tile_of_all,
+                                           int part_of_tile, float* __restrict__ transmittances,
+                                           int32_t* __restrict__ last_ids) {
   using Memory = Shared<kChannels>;
   constexpr int kQuads = Memory::kQuads, kRows = Memory::kRows;
-  __shared__ Memory shared;
+  constexpr int kCellHeight = kRowStep * kPixels;
 
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, cell = lane / 8;
-  const uint32_t tile_of_all = p.order == nullptr ? blockIdx.x : p.order[blockIdx.x];
   const uint32_t tiles = uint32_t(p.tiles_x) * uint32_t(p.tiles_y);
   const uint32_t image = tile_of_all / tiles, tile = tile_of_all - image * tiles;
   const int tile_row = int(tile / uint32_t(p.tiles_x)), tile_column = int(tile) - tile_row * p.tiles_x;
-  const int left = tile_column * kTileSize, top = (p.first_tile_row + tile_row) * kTileSize;
-  const int column = left + warp % 2 * 2 * kCell + cell % 2 * kCell + lane % kCell;
-  const int row = top + warp / 2 * 2 * kCell + cell / 2 * kCell + lane % 8 / kCell;  // and row + kRowStep
-  const float px = float(column) + 0.5f, py = float(row) + 0.5f;
+  const int left = tile_column * kTileSize;
+  const int top = (p.first_tile_row + tile_row) * kTileSize + part_of_tile * kCellsPerSide * kCellHeight;
+  const int column = left + (warp % 2 * 2 + cell % 2) * kCellWidth + lane % kCellWidth;
+  const int row = top + (warp / 2 * 2 + cell / 2) * kCellHeight + lane % 8 / kCellWidth;  // and row + kRowStep
+  const float px = float(column) + 0.5f;
   const int64_t first_channel = int64_t(blockIdx.y) * kChannels;
   const int n_channels = int(min(int64_t(kChannels), p.n_channels - first_channel));
 
-  Pixel pixels[2];
-  // Outside the image nothing is drawn.
-  if (column >= p.width || row >= p.height) pixels[0].transmittance = 0.f;
-  if (column >= p.width || row + kRowStep >= p.height) pixels[1].transmittance = 0.f;
-  float sums[2][kChannels] = {};
+  Pixel pixels[kPixels];
+  float py[kPixels];
+#pragma unroll
+  for (int k = 0; k < kPixels; ++k) {
+    py[k] = float(row + k * kRowStep) + 0.5f;
+    // Outside the image nothing is drawn.
+    if (column >= p.width || row + k * kRowStep >= p.height) pixels[k].transmittance = 0.f;
+  }
+  float sums[kPixels][kChannels] = {};
 
   const int64_t begin = p.tile_offsets[tile_of_all];
   const int n = int(p.tile_offsets[tile_of_all + 1] - begin);
@@ -218,7 +227,7 @@ __global__ void __launch_bounds__(kWindow, kChannels <= 4 ? 8 : 1)
     uint32_t reached = 0;
     if (base + thread < n) {
       const float log2_opacity = log2_approx(b.y);
-      reached = cells_reached(a.z, a.w, b.x, log2_opacity, float(left) + 0.5f - a.x, float(top) + 0.5f - a.y);
+      reached = cells_reached<kCellHeight>(a.z, a.w, b.x, log2_opacity, float(left) + 0.5f - a.x, float(top) + 0.5f - a.y);
       typename Memory::Record staged;
       staged.x = a.x;
       staged.y = a.y;
@@ -234,7 +243,8 @@ __global__ void __launch_bounds__(kWindow, kChannels <= 4 ? 8 : 1)
     }
     shared.cells[buffer][thread] = uint16_t(reached);
     if (kQuads > 0) wait_for_copies();
-    const bool open = pixels[0].open() || pixels[1].open();
+    bool open = pixels[0].open();
+    if (kPixels > 1) open = open || pixels[kPixels - 1].open();
     // The window is there for all, and all have left the one before it.
     if (__syncthreads_and(!open)) break;
     fetch(base + kWindow + thread, next_id);
@@ -275,31 +285,40 @@ __global__ void __launch_bounds__(kWindow, kChannels <= 4 ? 8 : 1)
         const uint32_t at = entries.of[k];
         const typename Memory::Record& r =
             *reinterpret_cast<const typename Memory::Record*>(reinterpret_cast<const char*>(shared.records) + at);
-        const float dx = r.x - px, dy = r.y - py, dy1 = dy - float(kRowStep);
+        const float dx = r.x - px;
         const float along_x = fmaf(r.a * dx, dx, r.log2_opacity), xy = r.b * dx;
-        float weights[2];
-        const bool draws[2] = {weigh<kKeepState>(fmaf(dy, fmaf(r.c, dy, xy), along_x), r.log2_opacity, p.alpha_cap,
-                                                 r.place, pixels[0], weights[0]),
-                               weigh<kKeepState>(fmaf(dy1, fmaf(r.c, dy1, xy), along_x), r.log2_opacity, p.alpha_cap,
-                                                 r.place, pixels[1], weights[1])};
+        float weights[kPixels];
+        bool draws[kPixels], any = false;
+#pragma unroll
+        for (int q = 0; q < kPixels; ++q) {
+          const float dy = r.y - py[q];
+          draws[q] = weigh<kKeepState>(fmaf(dy, fmaf(r.c, dy, xy), along_x), r.log2_opacity, p.alpha_cap, r.place,
+                                       pixels[q], weights[q]);
+          any = any || draws[q];
+        }
         if (kQuads == 0) {
 #pragma unroll
           for (int d = 0; d < Memory::kInRecord; ++d) {
             const float part = r.color[d];
-            if (draws[0]) sums[0][d] = fmaf(part, weights[0], sums[0][d]);
-            if (draws[1]) sums[1][d] = fmaf(part, weights[1], sums[1][d]);
+#pragma unroll
+            for (int q = 0; q < kPixels; ++q) {
+              if (draws[q]) sums[q][d] = fmaf(part, weights[q], sums[q][d]);
+            }
           }
-        } else if (draws[0] || draws[1]) {
-          const uint32_t row = at / uint32_t(sizeof(typename Memory::Record));
-          const float w0 = draws[0] ? weights[0] : 0.f, w1 = draws[1] ? weights[1] : 0.f;
+        } else if (any) {
+          const uint32_t of = at / uint32_t(sizeof(typename Memory::Record));
+#pragma unroll
+          for (int q = 0; q < kPixels; ++q) weights[q] = draws[q] ? weights[q] : 0.f;
 #pragma unroll
           for (int quad = 0; quad < kQuads; ++quad) {
-            const float4 color = shared.colors[row][quad ^ (row & Memory::kSwizzle)];
+            const float4 color = shared.colors[of][quad ^ (of & Memory::kSwizzle)];
             const float part[4] = {color.x, color.y, color.z, color.w};
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              sums[0][4 * quad + e] = fmaf(part[e], w0, sums[0][4 * quad + e]);
-              sums[1][4 * quad + e] = fmaf(part[e], w1, sums[1][4 * quad + e]);
+#pragma unroll
+              for (int q = 0; q < kPixels; ++q) {
+                sums[q][4 * quad + e] = fmaf(part[e], weights[q], sums[q][4 * quad + e]);
+              }
             }
           }
         }
@@ -309,7 +328,7 @@ __global__ void __launch_bounds__(kWindow, kChannels <= 4 ? 8 : 1)
 
   const int first_row = p.first_tile_row * kTileSize, rows = min(p.height - first_row, p.tiles_y * kTileSize);
 #pragma unroll
-  for (int k = 0; k < 2; ++k) {
+  for (int k = 0; k < kPixels; ++k) {
     const int y = row + kRowStep * k;
     if (column >= p.width || y >= p.height) continue;
     const int64_t pixel = (int64_t(image) * rows + (y - first_row)) * p.width + column;
@@ -338,37 +357,73 @@ __global__ void __launch_bounds__(kWindow, kChannels <= 4 ? 8 : 1)
   }
 }
 
-// Tiles with long lists to the front, the others to the back: a long list that is begun last is what the whole
-// call waits for. Which comes first within a class changes no pixel.
+// Blocks that are to fit a multiprocessor: the most with which nothing is spilled on sm_80, sm_89 and sm_90, as far as
+// more of them still pay.
+constexpr int min_blocks(int channels, bool keep_state, bool ordered) {
+  if (channels > 16) return ordered ? 3 : 4;
+  if (channels > 4) return 1;
+  return !ordered ? 8 : keep_state ? 5 : 6;
+}
+
+// kOrdered: the tiles in the order that p.order gives, those with long lists in halves.
+template <int kChannels, bool kKeepState, bool kOrdered>
+__global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOrdered))
+    blend_kernel(BlendParams<float> p, float* __restrict__ transmittances, int32_t* __restrict__ last_ids) {
+  __shared__ Shared<kChannels> shared;
+  if (!kOrdered) {
+    blend_part<kChannels, kKeepState, 2>(p, shared, blockIdx.x, 0, transmittances, last_ids);
+    return;
+  }
+  const uint32_t n_tiles = uint32_t(p.n_images * p.tiles_x * p.tiles_y), n_long = p.order[n_tiles];
+  if (blockIdx.x < 2 * n_long) {
+    blend_part<kChannels, kKeepState, 1>(p, shared, p.order[blockIdx.x / 2], int(blockIdx.x % 2), transmittances,
+                                         last_ids);
+    return;
+  }
+  const uint32_t from_back = gridDim.x - 1 - blockIdx.x;
+  if (from_back >= n_tiles - n_long) return;
+  blend_part<kChannels, kKeepState, 2>(p, shared, p.order[n_tiles - 1 - from_back], 0, transmittances, last_ids);
+}
+
+// Tiles with long lists to the front, the others to the back; order[n_tiles] counts the former. A long list that is
+// begun last is what the whole call waits for. Which comes first within a class changes no pixel.
 __global__ void __launch_bounds__(kThreads)
-    order_kernel(const int64_t* __restrict__ tile_offsets, int64_t n_tiles, uint32_t* order, uint32_t* taken) {
-  const int64_t heavy_from = kHeavy * (tile_offsets[n_tiles] / n_tiles + 1);
+    order_kernel(const int64_t* __restrict__ tile_offsets, int64_t n_tiles, uint32_t* order) {
+  const int64_t long_from = kLong * (tile_offsets[n_tiles] / n_tiles + 1);
   const int lane = threadIdx.x % 32;
   for (int64_t first = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * 32; first < n_tiles;
        first += int64_t(gridDim.x) * blockDim.x) {
     const int64_t t = first + lane;
-    const bool exists = t < n_tiles, heavy = exists && tile_offsets[t + 1] - tile_offsets[t] >= heavy_from;
-    const uint32_t heavies = __ballot_sync(kFullWarp, heavy), lights = __ballot_sync(kFullWarp, exists && !heavy);
+    const bool exists = t < n_tiles, is_long = exists && tile_offsets[t + 1] - tile_offsets[t] >= long_from;
+    const uint32_t longs = __ballot_sync(kFullWarp, is_long), others = __ballot_sync(kFullWarp, exists && !is_long);
     uint32_t start = 0;
-    if (lane < 2) start = atomicAdd(taken + lane, __popc(lane == 0 ? heavies : lights));
+    if (lane < 2) start = atomicAdd(order + n_tiles + lane, __popc(lane == 0 ? longs : others));
     const uint32_t below = (1u << lane) - 1;
-    const uint32_t front = __shfl_sync(kFullWarp, start, 0) + __popc(heavies & below);
-    const uint32_t back = uint32_t(n_tiles) - 1 - __shfl_sync(kFullWarp, start, 1) - __popc(lights & below);
-    if (exists) order[heavy ? front : back] = uint32_t(t);
+    const uint32_t front = __shfl_sync(kFullWarp, start, 0) + __popc(longs & below);
+    const uint32_t back = uint32_t(n_tiles) - 1 - __shfl_sync(kFullWarp, start, 1) - __popc(others & below);
+    if (exists) order[is_long ? front : back] = uint32_t(t);
   }
 }
 
-template <int kChannels>
-void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids,
-            cudaStream_t stream) {
+template <int kChannels, bool kKeepState>
+void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
   const int64_t tiles = p.n_images * p.tiles_x * p.tiles_y;
-  const dim3 grid(unsigned(tiles), unsigned((p.n_channels + kChannels - 1) / kChannels));
-  if (last_ids != nullptr) {
-    blend_kernel<kChannels, true><<<grid, kWindow, 0, stream>>>(p, transmittances, last_ids);
-  } else {
-    blend_kernel<kChannels, false><<<grid, kWindow, 0, stream>>>(p, nullptr, nullptr);
-  }
+  // At most one list in kLong is kLong times as long as the mean.
+  const int64_t blocks = p.order == nullptr ? tiles : tiles + tiles / kLong + 1;
+  const dim3 grid(unsigned(blocks), unsigned((p.n_channels + kChannels - 1) / kChannels));
+  const auto kernel = p.order == nullptr ? blend_kernel<kChannels, kKeepState, false>
+                                         : blend_kernel<kChannels, kKeepState, true>;
+  kernel<<<grid, kWindow, 0, stream>>>(p, transmittances, last_ids);
   check_launch("blend_kernel");
+}
+
+template <int kChannels>
+void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
+  if (last_ids != nullptr) {
+    launch<kChannels, true>(p, transmittances, last_ids, stream);
+  } else {
+    launch<kChannels, false>(p, nullptr, nullptr, stream);
+  }
 }
 
 }  // namespace
@@ -378,9 +433,8 @@ void blend_cuda(const BlendParams<float>& p, float* transmittances, int32_t* las
   const int64_t n_tiles = p.n_images * p.tiles_x * p.tiles_y;
   if (n_tiles == 0) return;
   if (p.order != nullptr) {
-    uint32_t* taken = p.order + n_tiles;
-    check(cudaMemsetAsync(taken, 0, 2 * sizeof(uint32_t), stream), "cudaMemsetAsync");
-    order_kernel<<<grid_for(n_tiles), kThreads, 0, stream>>>(p.tile_offsets, n_tiles, p.order, taken);
+    check(cudaMemsetAsync(p.order + n_tiles, 0, 2 * sizeof(uint32_t), stream), "cudaMemsetAsync");
+    order_kernel<<<grid_for(n_tiles), kThreads, 0, stream>>>(p.tile_offsets, n_tiles, p.order);
     check_launch("order_kernel");
   }
   const int64_t d = p.n_channels;

@@ -14,7 +14,7 @@ namespace {
 
 static_assert(sizeof(RenderStatus) == 3 * sizeof(int64_t), "rapfast/ops/render.py reads three numbers");
 
-constexpr int64_t kOrderedCapacity = 4 << 20;  // intersections from which tiles with long lists are drawn first
+constexpr int64_t kOrderedCapacity = 2 << 20;  // intersections from which tiles with long lists are drawn first
 
 struct Scratch {
   ProjectScratch project;
