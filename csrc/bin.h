@@ -30,9 +30,13 @@ template <typename T>
 void bin_cpu(const BinParams<T>& params, int threads);
 
 #if RAPFAST_WITH_CUDA
-// Writes counts->n_intersections; where that exceeds the capacity, the lists are incomplete.
-void bin_cuda(const BinParams<float>& params, const BinScratch& scratch, const int32_t* image_ids,
-              Counts* counts, cudaStream_t stream);
+// Tells bin_cuda() of each record what it needs to know. A kernel that makes records may do so itself
+// (cuda/tile_count.cuh).
+void count_cuda(const BinParams<float>& params, const BinScratch& scratch, cudaStream_t stream);
+TileCounting tile_counting(const BinParams<float>& params, const BinScratch& scratch);
+
+// Writes counts->n_intersections, zero at first; where that exceeds the capacity, every list is empty.
+void bin_cuda(const BinParams<float>& params, const BinScratch& scratch, Counts* counts, cudaStream_t stream);
 #endif
 
 }  // namespace rapfast

@@ -216,12 +216,12 @@ void color_net(const py::kwargs& kwargs) {
 
 int64_t bin_scratch_size(const py::kwargs& kwargs) {
   Arguments a(kwargs);
+  const int64_t n_images = a.get<int64_t>("n_images"), n_tiles = a.get<int64_t>("n_tiles");
   const int64_t record_capacity = a.get<int64_t>("record_capacity");
   const int64_t capacity = a.get<int64_t>("capacity");
-  const DeviceGuard guard(a.get<int>("device"));
   a.finish();
   Arena arena(nullptr);
-  bin_scratch(arena, record_capacity, capacity);
+  bin_scratch(arena, n_images, n_tiles, record_capacity, capacity);
   return arena.size();
 }
 
@@ -229,14 +229,15 @@ void bin(const py::kwargs& kwargs) {
   Arguments a(kwargs);
   const BinParams<float> p = read_bin<float>(a);
   Arena arena(a.pointer<void>("scratch"));
-  const int32_t* image_ids = a.pointer<const int32_t>("image_ids");
   Counts* counts = a.pointer<Counts>("counts");
   const Place place = read_place(a);
   a.finish();
   py::gil_scoped_release release;
   const DeviceGuard guard(place.device);
-  const BinScratch scratch = bin_scratch(arena, p.record_capacity, p.capacity);
-  bin_cuda(p, scratch, image_ids, counts, place.stream);
+  const BinScratch scratch =
+      bin_scratch(arena, p.n_images, int64_t(p.tiles_x) * p.tiles_y, p.record_capacity, p.capacity);
+  count_cuda(p, scratch, place.stream);
+  bin_cuda(p, scratch, counts, place.stream);
 }
 
 void blend(const py::kwargs& kwargs) {

@@ -124,6 +124,7 @@ def sweep(seed: int) -> int:
     import torch
     from network_scenes import CUDA16, CUDA32, WIDTHS, Form, color_net, embedding_scene, make_appearance, rap_scene
     from scenes import Scene, covariances, flat, make_scene
+    from test_bin import one_pile, random_blobs, to
 
     import rapfast
     from rapfast import PostProcess, Renderer, ops, rasterization
@@ -281,6 +282,18 @@ def sweep(seed: int) -> int:
     colors = ops.color(s.means, s.viewmats, s.Ks, s.colors, records, 50, 30, sh_degree=1)
     blended, alphas = ops.blend(records, colors, ops.bin(records, 50, 30), 50, 30)
     ops.composite(blended, alphas, n_color_channels=3, postprocess=PostProcess(size=(20, 20)))
+
+    # Lists of tiles, in one pass and in two: counts around a block of a sort, many images, one list, room for too few.
+    # What lies behind the outputs' room is not theirs.
+    for n, size, images in [
+        (31, (40, 30), None), (4095, (500, 400), None), (4097, (1000, 900), [4096, 0, 1]), (9000, (2100, 2080), None),
+        (120, (4112, 4100), None), (100, (100, 90), [i % 2 for i in range(200)]),
+    ]:  # fmt: skip
+        for records in (random_blobs(n, size, seed, images=images), one_pile(n, size)):
+            records = to(records, torch.device("cuda"))
+            poison()
+            ops.bin(records, *size, capacity=picks.randrange(2 * n))
+            calls += 1
 
     # Colour networks: record counts around a tile, a warp's and a block's; widths up to 128 and over; one record of
     # one Gaussian; maps of one pixel.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from rapfast import ops, reference
 from rapfast.ops.bin import tile_grid
 from rapfast.ops.project import Records
 
+bin_module = importlib.import_module("rapfast.ops.bin")  # the package's attribute is the function
 SIZES = [(1, 1), (1, 17), (16, 16), (17, 33), (WIDTH, HEIGHT), (130, 90)]
 
 
@@ -180,6 +183,180 @@ def test_a_band_outside_the_image_is_refused(tile_rows, device):
     records = project(make_scene(10, 1, dtype=torch.float32, device=device), (130, 90))
     with pytest.raises(ValueError, match="tile_rows must lie within 0 and 6"):
         ops.bin(records, 130, 90, tile_rows=tile_rows)
+
+
+def blobs(
+    centers: Tensor, sigma: float | Tensor, depths: Tensor, size: tuple[int, int], *, images: list[int] | None = None,
+    opacity: float = 0.9,
+) -> Records:  # fmt: skip
+    """Round Gaussians at these pixels, as records; ``images`` are the numbers of records of each image."""
+    n = len(centers)
+    sigma = torch.as_tensor(sigma, dtype=torch.float32).expand(n)
+    records = torch.zeros(n, 8)
+    records[:, :2] = centers
+    records[:, 2] = records[:, 4] = 1 / sigma**2
+    records[:, 5], records[:, 6], records[:, 7] = opacity, depths, 1.0
+    radii = (3.33 * sigma).ceil().int()[:, None].expand(n, 2).contiguous()
+    offsets = torch.tensor([0, *(images or [n])]).cumsum(0)
+    return Records(records, radii, torch.arange(n, dtype=torch.int32), offsets, torch.zeros(len(offsets) - 1).long())
+
+
+def to(records: Records, device: torch.device) -> Records:
+    return Records(*(x.to(device) for x in records))
+
+
+def random_blobs(n: int, size: tuple[int, int], seed: int, **options: Any) -> Records:
+    """Of all sizes, mostly small ones, some depths equal."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.rand(n, 2, generator=generator) * torch.tensor(size) * 1.2 - 0.1 * torch.tensor(size)
+    sigma = 0.6 * (0.25 * max(size)) ** torch.rand(n, generator=generator) ** 6
+    depths = torch.randint(1, max(2, n // 2), (n,), generator=generator) / 7.0
+    return blobs(centers, sigma, depths, size, **options)
+
+
+def one_pile(n: int, size: tuple[int, int]) -> Records:
+    """All in one tile; more equal depths than a warp or a block of the sort holds."""
+    depths = torch.randint(1, 6, (n,), generator=torch.Generator().manual_seed(n)).float()
+    return blobs(torch.full((n, 2), 24.0), 0.8, depths, size)
+
+
+def assert_lists_agree(records: Records, size: tuple[int, int]) -> None:
+    """The GPU's lists are the CPU's, but for records that draw nothing in the tile."""
+    want, got = bin_rows(records, size), bin_rows(to(records, torch.device("cuda")), size)
+    assert len(got) == len(want)
+    for tile, (rows, expected) in enumerate(zip(got, want, strict=True)):
+        if rows == expected:
+            continue
+        doubtful = sorted(set(rows) ^ set(expected))
+        assert len(doubtful) <= 2
+        assert not drawn_in_tile(records, doubtful, tile, size).any()
+        assert [row for row in rows if row not in doubtful] == [row for row in expected if row not in doubtful]
+
+
+# One pass over tiles, with few and with many digits; two passes; two over more than 2^16 tiles.
+GRIDS = [(100, 90), (500, 400), (1000, 900), (2100, 2080), (4112, 4100)]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("size", GRIDS, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_lists_are_the_cpus(size):
+    """Several images of a few blocks each, empty ones among them, for each way the tiles are sorted."""
+    images = [5000, 0, 1, 4096, 0, 12000]
+    assert_lists_agree(random_blobs(sum(images), size, seed=size[0], images=images), size)
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 4095, 4096, 4097, 8192, 70_001])
+@pytest.mark.parametrize("size", [(40, 30), (1000, 900)], ids=["small", "large"])
+def test_a_pile_in_one_tile_lists_all_by_depth(n, size, device):
+    """Counts around a warp, a block and many blocks, every pair in the same tile."""
+    records = to(one_pile(n, size), device)
+    depths = records.records[:, 6].cpu()
+    columns, rows = tile_grid(size[0], size[1])
+    tiles = ops.bin(records, *size)
+    assert_same(tiles.tile_records, torch.sort(depths, stable=True).indices.int().to(device))
+    want = torch.zeros(columns * rows + 1, dtype=torch.long)
+    want[columns + 2 :] = n
+    assert_same(tiles.tile_offsets, want.to(device))
+
+
+def test_every_record_in_another_image(device):
+    """More images than a warp has lanes, most with one record, some with none."""
+    images = [i % 3 > 0 for i in range(150)]
+    n = sum(images)
+    records = blobs(torch.full((n, 2), 8.0), 0.8, torch.ones(n), (32, 16), images=[int(i) for i in images])
+    tiles = ops.bin(to(records, device), 32, 16)
+    assert tiles.tile_records.tolist() == [0] * n
+    assert torch.diff(tiles.tile_offsets).view(-1, 2).tolist() == [[int(i), 0] for i in images]
+
+
+@pytest.mark.parametrize("size", GRIDS, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_records_over_all_tiles(size, device):
+    """Each is in every list, in front of or behind the small ones by depth."""
+    n = 40 if size[0] < 2000 else 5
+    generator = torch.Generator().manual_seed(1)
+    depths = torch.rand(2 * n, generator=generator)
+    sigma = torch.tensor([1e4, 0.8]).repeat(n)
+    records = to(blobs(torch.full((2 * n, 2), 8.0), sigma, depths, size), device)
+    tiles = ops.bin(records, *size)
+    columns, rows = tile_grid(*size)
+    order = torch.sort(depths).indices.int().to(device)
+    assert_same(tiles.tile_records[: 2 * n], order)  # all of them begin in the first tile
+    others = tiles.tile_records[2 * n :].view(columns * rows - 1, n)
+    assert_same(others, order[order % 2 == 0].expand_as(others))
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.02, 0.6, 1.55])
+def test_counts_and_lists_agree_on_ellipses_that_graze_tiles(angle, device):
+    """Tiles of a large box are found three times, to be counted, to be counted by digit and to be listed; those of a
+    small box once. A band of one row makes a large box small: where the edge of an ellipse lies on the border of a
+    tile to the last bit, a formula that rounded differently in one of these places would show."""
+    size = (480, 400)
+    generator = torch.Generator().manual_seed(5)
+    n = 3000
+    c, s = math.cos(angle), math.sin(angle)
+    long = 30 + 60 * torch.rand(n, generator=generator)
+    narrow = 20 + 40 * torch.rand(n, generator=generator)
+    xx, yy, xy = c * c * long**2 + s * s * narrow**2, s * s * long**2 + c * c * narrow**2, c * s * (long**2 - narrow**2)
+    det = xx * yy - xy * xy
+    opacity = 0.004 + 0.99 * torch.rand(n, generator=generator)
+    extent = (2 * torch.log(opacity * 255)).sqrt().clamp(max=3.33)
+    # The right or the lower edge at a pixel's centre, the last of a tile, plus or minus the slack, as nearly as
+    # float32 has it.
+    border = (
+        16.0 * torch.randint(0, 30, (n, 2), generator=generator)
+        + torch.tensor([-0.5, 0.5])[torch.randint(0, 2, (n, 2), generator=generator)]
+    )
+    reach = (2 * torch.log(opacity * 255) + 0.01).sqrt()
+    slack = torch.tensor([-0.01, 0.01])[torch.randint(0, 2, (n, 2), generator=generator)]
+    centers = border + slack - torch.stack((reach * xx.sqrt(), reach * yy.sqrt()), 1)
+    records = blobs(centers, 1.0, torch.rand(n, generator=generator) + 1, size)
+    records.records[:, 2], records.records[:, 3], records.records[:, 4] = yy / det, -xy / det, xx / det
+    records.records[:, 5] = opacity
+    records.radii[:, 0], records.radii[:, 1] = (extent * xx.sqrt()).ceil().int(), (extent * yy.sqrt()).ceil().int()
+    records = to(records, device)
+    columns, rows = tile_grid(*size)
+    whole = ops.bin(records, *size)
+    assert len(whole.tile_records) > 20 * n
+    lists = split(whole.tile_records, whole.tile_offsets)
+    for row in range(rows):
+        band = ops.bin(records, *size, tile_rows=(row, row + 1))
+        assert split(band.tile_records, band.tile_offsets) == lists[row * columns : (row + 1) * columns]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("size", GRIDS[:3], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_memory_of_the_caller_matters_nothing(size, monkeypatch):
+    """Whatever the scratch memory holds, with room to spare, with just enough and with too little: the same lists,
+    or none and the number of pairs; nothing is written behind the room."""
+    device = torch.device("cuda")
+    records = to(random_blobs(9000, size, seed=3, images=[4000, 5000]), device)
+    want = ops.bin(records, *size)
+    n = len(want.tile_records)
+    columns, rows = tile_grid(*size)
+    native_arguments, scratch = bin_module._arguments, bin_module.scratch
+    roomy = torch.empty(0)
+
+    def with_guard(out: bin_module.Tiles, *rest: Any) -> dict[str, Any]:
+        nonlocal roomy
+        roomy = torch.full((len(out.tile_records) + 1000,), -7, dtype=torch.int32, device=device)
+        return native_arguments(out._replace(tile_records=roomy), *rest)
+
+    monkeypatch.setattr(bin_module, "_arguments", with_guard)
+    for fill in (0, 0x5A, 0xFF):
+        monkeypatch.setattr(bin_module, "scratch", lambda like, size, fill=fill: scratch(like, size).fill_(fill))
+        for capacity in (n + 100_000, n, n - 1, n // 2, 0, n):
+            tensors = records.records, records.radii, records.image_offsets
+            offsets, _ = torch.ops.rapfast.bin(*tensors, columns, rows, 0, capacity)
+            written = roomy[:capacity]
+            assert bool((roomy[capacity:] == -7).all())
+            assert int(offsets[-1]) == n
+            if capacity >= n:
+                assert_same(offsets, want.tile_offsets)
+                assert_same(written[:n], want.tile_records)
+                assert bool((written[n:] == -7).all())
+            else:
+                assert not offsets[:-1].any()
+                assert bool((written == -7).all())
 
 
 def test_nothing_to_list(device):

@@ -44,7 +44,8 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   scratch.Ks = arena.take<float>(9 * s.n_scenes * s.n_cameras);
   scratch.project =
       project_scratch(arena, s.n_scenes * s.n_cameras, s.n_gaussians, s.record_capacity);
-  scratch.bin = bin_scratch(arena, s.record_capacity, s.capacity);
+  const int64_t n_tiles = tile_columns(s) * s.n_tile_rows;
+  scratch.bin = bin_scratch(arena, s.n_scenes * s.n_cameras, n_tiles, s.record_capacity, s.capacity);
   scratch.tile_order = arena.take<uint32_t>(all_tiles(s) + 2);
   if (!s.keep_state) {
     scratch.tile_offsets = arena.take<int64_t>(all_tiles(s) + 1);
@@ -324,7 +325,8 @@ void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cuda
   bin.image_offsets = project.image_offsets;
   bin.tile_offsets = tile_offsets();
   bin.tile_records = tile_records();
-  bin_cuda(bin, scratch.bin, scratch.project.image_ids, counts(), stream);
+  count_cuda(bin, scratch.bin, stream);
+  bin_cuda(bin, scratch.bin, counts(), stream);
   mark();
 }
 

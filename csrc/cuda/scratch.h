@@ -51,20 +51,44 @@ struct ProjectScratch {
 };
 
 struct BinScratch {
-  uint32_t* depth_keys[2];  // [record_capacity]
-  int32_t* order[2];        // [record_capacity]
-  uint32_t* n_tiles;        // [record_capacity]
-  uint32_t* starts;         // [record_capacity] in depth order
-  uint32_t* tile_keys[2];   // [capacity]
-  int32_t* values;          // [capacity] what the tile sort reads
-  void* cub;
-  size_t cub_bytes;
+  // What the kernel that makes the records leaves: csrc/cuda/tile_count.cuh.
+  uint32_t* depth_keys;  // [record_capacity]
+  uint64_t* tile_sets;   // [record_capacity]
+  uint64_t* more_tiles;  // [record_capacity]
+  uint8_t* tile_counts;  // [record_capacity]
+
+  uint64_t* items[2];       // [record_capacity] records on their way to order by image, then depth
+  uint32_t* chunk_records;  // [pair chunks] the record that a chunk of pairs begins with
+  void* pairs;              // [capacity] by the low digit of their tile; null where one pass suffices
+
+  // All of these are zero at first. Histograms are in several copies, to be added.
+  uint32_t* depth_histograms;  // [copies, I, 5, 256] records by each digit of their key; tiles by the highest
+  uint32_t* low_differences;   // [copies, I, bins] differences of the histogram of pairs by their tile's low digit
+  uint32_t* high_histogram;    // [copies, I, bins] pairs by their tile's high digit
+  uint32_t* image_records;     // [I] with tiles
+  uint64_t* image_pairs;       // [I] (tile, record) pairs
+  uint32_t* depth_states[4];   // [record chunks, 256] what chunks tell each other; the last [, 512]
+  uint32_t* tile_states[2];    // [pair chunks, tile_bins]
+  uint32_t* tickets;           // [8] of the passes
+  void* zero;                  // where they begin
+  size_t zero_bytes;
 };
+
+// How pairs are sorted by tile.
+struct TilePlan {
+  int low_bits, high_bits;  // of an image's tile numbers; no high ones: one pass
+  int bins;                 // of a pass
+  int record_bits;          // low bits of an item that hold the record; the tile's high digit is above
+  int item_bytes;
+};
+
+TilePlan tile_plan(int64_t n_tiles, int64_t record_capacity);
 
 RAPFAST_HD int64_t ballot_words(int64_t n_gaussians) { return (n_gaussians + 31) / 32; }
 
 ProjectScratch project_scratch(Arena& arena, int64_t n_images, int64_t n_gaussians,
                                int64_t record_capacity);
-BinScratch bin_scratch(Arena& arena, int64_t record_capacity, int64_t capacity);
+// n_tiles: of an image.
+BinScratch bin_scratch(Arena& arena, int64_t n_images, int64_t n_tiles, int64_t record_capacity, int64_t capacity);
 
 }  // namespace rapfast

@@ -9,5 +9,6 @@ struct BinScratch;
 struct Counts;
 struct DeviceView;
 struct ProjectScratch;
+struct TileCounting;
 }  // namespace rapfast
 #endif

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rapfast.ops._library import TILE_SIZE, address, cpu_arguments, cuda_arguments, define, native, scratch
-from rapfast.ops.project import Records, image_ids
+from rapfast.ops.project import Records
 
 # Intersections that may be allocated before their number is known: untouched pages cost nothing.
 _FREE_CAPACITY = 1 << 24
@@ -63,14 +63,17 @@ def _cpu(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capaci
 
 def _cuda(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capacity):
     out = _allocate(image_offsets, tiles_x, tiles_y, capacity)
-    images = image_ids(Records(records, radii, radii, image_offsets, image_offsets)).int()
-    size = native.bin_scratch_size(record_capacity=records.shape[0], capacity=capacity, device=records.device.index)
+    size = native.bin_scratch_size(
+        n_images=image_offsets.shape[0] - 1,
+        n_tiles=tiles_x * tiles_y,
+        record_capacity=records.shape[0],
+        capacity=capacity,
+    )
     room, counts = scratch(records, size), image_offsets.new_zeros((2,))
     native.bin_cuda(
         **cuda_arguments(records),
         **_arguments(out, records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capacity),
         scratch=address(room),
-        image_ids=address(images),
         counts=address(counts),
     )
     out.tile_offsets[-1] = counts[1]  # also where there was no room for all of them
