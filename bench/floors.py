@@ -30,7 +30,11 @@ _SORTS = ((0.3e6, 70.0, 39.0), (1e6, 83.0, 47.0), (2.5e6, 144.0, 82.0), (20e6, 6
 
 GROUP = 32  # cameras that share one load of a Gaussian: csrc/cuda/project.cu
 TILE, CELL = 16, 4  # pixels per side: a tile, and the part of it for which a record is passed over or not
+ONE_PASS_TILES = 2048  # of an image, that csrc/cuda/bin.cu sorts in one pass
 ALPHA_CUT, STOP, ALPHA_CAP = 1 / 255, 1e-4, 0.999
+
+OTHER_STEPS = {"prepare": "project", "tally": "bin", "publish": "bin", "store_views": "color", "order": "blend"}
+"""Steps that a way of doing it needs and the work does not: they have a stage and no floor."""
 
 
 class Work(NamedTuple):
@@ -40,6 +44,7 @@ class Work(NamedTuple):
     gaussians: int
     records: float  # pairs that passed the frustum test: rows of every later stage, dead ones included
     visible: float  # pairs that passed the full test too
+    seen: float  # Gaussians that are visible in at least one view, divided by the views
     rows: float  # (record, tile row) pairs of the boxes
     intersections: float  # (record, tile) pairs after the exact test
     walked: float  # of them those that come before every pixel of the tile has stopped
@@ -89,11 +94,6 @@ def sort_us(pairs: float, bits: int) -> float:
     return at(_SORTS[-1]) * pairs / _SORTS[-1][0]
 
 
-def tile_bits(w: Work) -> int:
-    """Bits of the number of a tile among those of all views."""
-    return math.ceil(math.log2(w.views * w.tiles + 1))
-
-
 def floors(w: Work) -> dict[str, Floor]:
     """Each step of a call in its order; the names are those of `measure.step_ms`."""
     words = w.gaussians / 32  # one bit for each (Gaussian, view) pair
@@ -103,37 +103,33 @@ def floors(w: Work) -> dict[str, Floor]:
         # operations for the test of one pair: 9 to rotate the mean, a reciprocal, two projections, two radii with
         # their roots, ten comparisons.
         "cull": Floor("project", 44 * w.gaussians / min(w.views, GROUP) + 4 * words, 60 * w.gaussians),
-        # Words in, their sums out.
-        "scan after cull": Floor("project", 8 * words),
-        # Words and sums in, Gaussian and image of each record out.
-        "expand": Floor("project", 8 * words + 8 * w.records),
-        # Those and the Gaussian's 44 bytes in; record, 32 bytes, and radii, 8, out. About 180 operations: covariance
-        # 60, into the view and through the Jacobian 60, inverse, radii and bounds 60.
-        "project": Floor("project", (8 + 44 + 40) * w.records, 180 * w.records),
     }
-    if w.coefficients:
-        # Mean, coefficients, two indices and the opacity in, a row of colours out. The basis takes about three
-        # operations a term beyond the constant one; then a multiply-add for each coefficient.
+    # Bits in, and the parameters of what is seen, once for all views; out record, radii, Gaussian and what it is
+    # sorted by, 32 + 8 + 4 + 4 bytes, and the set of its tiles, 8. About 180 operations: covariance 60, into the view
+    # and through the Jacobian 60, inverse, radii and bounds 60; for the tiles about 30 for the ellipse and 40 for its
+    # columns in one row of tiles.
+    n_bytes = 4 * words + 44 * w.seen + 56 * w.records
+    operations = 180 * w.records + 30 * w.visible + 40 * w.rows
+    if w.coefficients or w.channels <= 4:
+        # Coefficients or colours in, once for all views, a row of colours out. The basis takes about three operations
+        # a term beyond the constant one; then a multiply-add for each coefficient.
         k = w.coefficients
-        each = 12 + 12 * k + 8 + 4 + 4 * stride
-        found["sh"] = Floor("color", each * w.visible, (20 + 3 * (k - 1) + 3 * k) * w.visible)
+        n_bytes += (12 * k if k else 4 * w.channels) * w.seen + 4 * stride * w.visible
+        operations += (20 + 3 * (k - 1) + 3 * k) * w.visible if k else 0
+    found["record"] = Floor("project", n_bytes, operations)
+    if not w.coefficients and w.channels > 4:
+        # Colours, two indices and the opacity in, a row of colours out.
+        found["given_color"] = Floor("color", (4 * w.channels + 8 + 4 + 4 * stride) * w.visible)
+    # A key of 32 bits in, an item of 64 out, and three times in and out: four passes of eight bits.
+    found["depth"] = Floor("bin", (4 + 8 + 3 * 16) * w.records)
+    # Item and tiles of each record in; a tile's records out, where one pass sorts all tiles of an image, with the
+    # first of each tile; else each pair once more in and out.
+    if w.tiles <= ONE_PASS_TILES:
+        found["emit"] = Floor("bin", 16 * w.records + 4 * w.intersections + 8 * w.tiles)
     else:
-        each = 4 * w.channels + 8 + 4 + 4 * stride
-        found["given_color"] = Floor("color", each * w.visible)
+        found["emit"] = Floor("bin", 16 * w.records + 4 * w.intersections)
+        found["tile"] = Floor("bin", 8 * w.intersections + 8 * w.tiles)
     found |= {
-        # Record and radii in, depth key, place and number of tiles out. About 30 operations for the ellipse and 40
-        # for its columns in one row of tiles.
-        "count": Floor("bin", (40 + 12) * w.records, 30 * w.visible + 40 * w.rows),
-        # Keys and values in and out in four passes of eight bits, and the keys once more for their histograms.
-        "sort after count": Floor("bin", (4 + 4 * 16) * w.records),
-        # Place and number of tiles in, first intersection out.
-        "scan after count": Floor("bin", 12 * w.records),
-        # Place, count, first, image, record and radii in; tile and record of each intersection out.
-        "emit": Floor("bin", 56 * w.records + 8 * w.intersections, 30 * w.visible + 40 * w.rows),
-        # As above, in as many passes as the tile's number takes.
-        "sort after emit": Floor("bin", (4 + 16 * math.ceil(tile_bits(w) / 8)) * w.intersections),
-        # The first intersection of each tile out.
-        "offsets": Floor("bin", 8 * w.tiles),
         # List, record and colours of what is walked in, once a tile; pixels out. In every pixel of a cell that a
         # record reaches: 3 operations for the distance and what two pixels share of the exponent, 2 for the rest of
         # it, one ex2, 7 for alpha, its cut and cap and the transmittance, and one for each channel. To find out which
@@ -159,9 +155,10 @@ def launch_us(w: Work, launches: float) -> float:
 
 
 def cub_sorts_us(w: Work) -> float:
-    """Microseconds per view that CUB's two sorts of the call take: by depth, 32 bits, and by tile."""
+    """Microseconds per view that CUB would take to sort the call's records by depth, 32 bits, and its pairs by tile."""
+    bits = math.ceil(math.log2(w.views * w.tiles + 1))  # of a tile among those of all views
     by_depth = sort_us(w.records * w.views, 32)
-    return (by_depth + sort_us(w.intersections * w.views, tile_bits(w))) / w.views
+    return (by_depth + sort_us(w.intersections * w.views, bits)) / w.views
 
 
 # --- counting --------------------------------------------------------------------------------------------------------
@@ -191,6 +188,7 @@ def count(arguments: dict[str, Any]) -> Work:
         gaussians=n,
         records=_rows_in_use(arguments, scene, antialiased, len(projected.radii)) / views,
         visible=len(projected.radii) / views,
+        seen=len(projected.gaussian_ids.unique()) / views,
         rows=float((high - low).double().sum()) / views,
         intersections=len(tiles.tile_records) / views,
         walked=walked / views,

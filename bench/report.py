@@ -240,13 +240,13 @@ def floors_summary(run: Run) -> str | None:
 
 def floors_table(info: dict[str, Any]) -> str:
     """One case step by step: bytes, operations, the floor and what sets it, the time and how many times the floor."""
-    from bench.floors import Work, floors
+    from bench.floors import OTHER_STEPS, Work, floors
 
     w = Work(**info["work"])
     expected, steps, stages = floors(w), info.get("steps") or {}, info.get("stages") or {}
     head = ["step", "MB / view", "M operations", "M ex2", "floor, us", "set by", "measured, us", "times"]
     rows = []
-    stage_of = {name: floor.stage for name, floor in expected.items()}
+    stage_of = {**OTHER_STEPS, **{name: floor.stage for name, floor in expected.items()}}
     stage = "project"
     for name in steps:  # a step without a floor belongs to the stage of the step before
         stage = stage_of.setdefault(name, stage)
