@@ -737,7 +737,7 @@ def test_calls_that_come_again(options, monkeypatch):
     options = dict(options)
     shape = {"batch": options.pop("batch", ()), "channels": options.pop("channels", 3)}
     kind, size = options.pop("kind", None), (320, 200)  # large enough for blocks of their own in torch's allocator
-    scene = cuda_scene(20_000, 2, sh_degree=options.get("sh_degree"), width=size[0], height=size[1], **shape)
+    scene = cuda_scene(6_000, 2, sh_degree=options.get("sh_degree"), width=size[0], height=size[1], **shape)
     if kind is not None:
         options["backgrounds"] = torch.rand((2, size[1], size[0], 3) if kind == "image" else (2, 3), device="cuda")
     opacities = scene.opacities.clone()
