@@ -70,7 +70,7 @@ def _backends(case: Case, batch: int, device: str) -> list[str]:
     """In order of running: what the others are compared with comes first."""
     if device == "cpu":
         return ["reference", "rapfast"] if case.with_reference and batch == 1 else ["rapfast"]
-    names = ["gsplat", "gsplat-loop", "rapfast"] if batch == 8 else ["gsplat", "rapfast"]
+    names = ["gsplat", "gsplat-loop", "rapfast"] if batch == 8 and case.with_loop else ["gsplat", "rapfast"]
     return [*names, "reference"] if case.with_reference and batch == 1 else names
 
 
