@@ -101,6 +101,9 @@ def test_every_stage_has_its_header_and_its_cpu_file() -> None:
     for stage in ("project", "color", "color_net", "bin", "blend", "composite"):
         assert (ROOT / f"csrc/{stage}.h").is_file()
         assert (ROOT / f"csrc/cpu/{stage}.cpp").is_file()
+    for stage in ("project", "color", "blend", "composite"):
+        assert (ROOT / f"csrc/{stage}_bwd.h").is_file()
+        assert (ROOT / f"csrc/cpu/{stage}_bwd.cpp").is_file()
 
 
 def test_native_sources_include_no_torch() -> None:

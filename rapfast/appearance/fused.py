@@ -282,6 +282,11 @@ class PreparedNetworks:
         key = tuple(form.items())
         found = self._kept.get(key)
         if found is None or found[1] != state:
+            if means.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "the colour network is not prepared and cannot be while a CUDA graph is captured: call "
+                    "RapScene.prepare() before"
+                )
             self._kept.pop(key, None)  # its memory serves the new one
             # The sources are held: a freed one's address could come again.
             found = [tensor.detach() for tensor in sources], state, prepare(net, means, intrinsic, **form)
