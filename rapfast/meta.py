@@ -33,12 +33,12 @@ class Meta(dict):
         """``is_live``: each look makes an entry anew, for the next one may find another."""
         super().__init__(entries)
         self._maker = maker
-        self._is_live = is_live
+        self.is_live = is_live
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
         if value is _LAZY:
-            if self._is_live:
+            if self.is_live:
                 return getattr(copy.copy(self._maker), key)
             value = getattr(self._maker, key)
             super().__setitem__(key, value)
@@ -77,7 +77,7 @@ class Meta(dict):
         return ItemsView(self)
 
     def copy(self) -> Meta:
-        return Meta(dict(super().items()), self._maker, self._is_live)
+        return Meta(dict(super().items()), self._maker, self.is_live)
 
     def __repr__(self) -> str:
         return f"Meta({', '.join(self)})"

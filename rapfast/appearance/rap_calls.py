@@ -318,6 +318,7 @@ def _dictionaries(colors: Tensor, meta: dict[str, Any], with_depth: bool) -> lis
                 "depth": depth,
             },
             _Seen(meta, place),
+            is_live=isinstance(meta, Meta) and meta.is_live,
         )
         for place, (picture, depth) in enumerate(zip(pictures[:, :3].unbind(), depths, strict=True))
     ]
