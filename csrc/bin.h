@@ -30,8 +30,8 @@ template <typename T>
 void bin_cpu(const BinParams<T>& params, int threads);
 
 #if RAPFAST_WITH_CUDA
-// Tells bin_cuda() of each record what it needs to know. A kernel that makes records may do so itself
-// (cuda/tile_count.cuh).
+// Tells bin_cuda() of each record what it needs to know and clears scratch.zero. A kernel that makes records may
+// do the one itself (cuda/tile_count.cuh), one before it the other.
 void count_cuda(const BinParams<float>& params, const BinScratch& scratch, cudaStream_t stream);
 TileCounting tile_counting(const BinParams<float>& params, const BinScratch& scratch);
 

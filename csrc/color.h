@@ -50,6 +50,7 @@ template <typename T>
 void color_cpu(const ColorParams<T>& params, int threads);
 
 #if RAPFAST_WITH_CUDA
+// The colours of records that are there already.
 void color_cuda(const ColorParams<float>& params, const DeviceView* views, const int32_t* image_ids,
                 cudaStream_t stream);
 #endif

@@ -181,7 +181,7 @@ void project(const py::kwargs& kwargs) {
   const DeviceGuard guard(place.device);
   const ProjectScratch scratch =
       project_scratch(arena, p.n_scenes * p.n_cameras, p.n_gaussians, p.capacity);
-  project_cuda(p, scratch, counts, place.stream);
+  project_cuda(p, scratch, counts, {}, place.stream);
 }
 
 void color(const py::kwargs& kwargs) {

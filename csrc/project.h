@@ -1,6 +1,7 @@
 // Stage 1, project: every Gaussian into every camera; only the visible pairs go on, as records.
 #pragma once
 
+#include "color.h"
 #include "cuda/scratch_types.h"
 #include "math/gaussian.h"
 
@@ -37,13 +38,29 @@ template <typename T>
 void project_cpu(const ProjectParams<T>& params, int threads);
 
 #if RAPFAST_WITH_CUDA
+constexpr int64_t kMaxProjectedChannels = 4;
+
+// Whether project_cuda can make these colours too: spherical harmonics, few given channels, or depth alone.
+inline bool colors_with_projection(const ProjectOptions<float>& options, const ColorParams<float>& color) {
+  return options.camera_model != CameraModel::kFisheye &&
+         (color.depth_channel == DepthChannel::kOnly || color.sh_degree >= 0 ||
+          color.n_channels <= kMaxProjectedChannels);
+}
+
 // Cameras [I] as the kernels want them.
 void views_cuda(const float* viewmats, const float* Ks, int64_t n_images,
                 const ProjectOptions<float>& options, DeviceView* views, cudaStream_t stream);
 
+// Made of each record while it is at hand, or null.
+struct ProjectExtras {
+  const ColorParams<float>* color;  // its colour; colors_with_projection must take it
+  const TileCounting* counting;     // what the binning needs to know of it
+  ClearedMemory cleared;            // of later stages: the first kernel sets it to 0
+};
+
 // Writes views and image ids of the scratch for later stages, and counts->n_records.
 void project_cuda(const ProjectParams<float>& params, const ProjectScratch& scratch, Counts* counts,
-                  cudaStream_t stream);
+                  const ProjectExtras& extras, cudaStream_t stream);
 #endif
 
 }  // namespace rapfast

@@ -67,7 +67,8 @@ struct RenderParams {
   bool with_composite;
   char* state;     // [state_layout(sizes).size]
   char* scratch;   // [scratch_size(sizes)]
-  // [6] events on the host, or null: recorded before the first stage and after each, for benchmarks.
+  // [6] events on the host, or null: recorded before the first stage and after each, for benchmarks. The
+  // stages run in the order project (with colours, where colors_with_projection), bin, color, blend, composite.
   const cudaEvent_t* stage_events;
   // The room is what it is: nothing is read back, so that the call may be captured in a CUDA graph, and
   // where a count exceeds its capacity the outputs are NaN (integers 0) instead of incomplete.

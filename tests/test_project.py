@@ -249,6 +249,62 @@ def test_frustum_test_drops_nothing(camera_model, device):
     assert_equal64(got, project_reference(scene, camera_model=camera_model))
 
 
+@pytest.mark.parametrize("camera_model", MODELS)
+@pytest.mark.parametrize(("n", "c"), [(1, 1), (31, 33), (513, 2), (1023, 9), (2049, 40), (5000, 1)])
+def test_odd_numbers_of_gaussians_and_cameras(n, c, camera_model, device):
+    """The GPU cuts both into runs: every pair is in one of them, at its place, and its record is that of the view
+    alone, bit by bit."""
+    scene = make_scene(n, c, batch=(2,), dtype=torch.float32)
+    scene.means.mul_(1.5)  # a part is out of sight
+    scene.means[:, 30::97, 1] = math.nan
+    scene.opacities[1, 31::53] = math.inf
+    got = project_op(scene.to(device), camera_model=camera_model)
+    own = project_op(scene.to(torch.float64), camera_model=camera_model)
+    assert got.n_invalid.tolist() == own.n_invalid.tolist()
+    if n > 100:
+        assert 0.03 < len(own.records) / (2 * n * c) < 0.9
+    for b, k in {(0, 0), (0, c - 1), (1, c // 2), (1, c - 1)}:
+        one = Scene(*(x[b] for x in scene)).image(k).to(device)
+        alone = project_op(one, camera_model=camera_model)
+        begin, end = got.image_offsets[b * c + k : b * c + k + 2].tolist()
+        for name in ("records", "radii", "gaussian_ids"):
+            assert_same(getattr(got, name)[begin:end], getattr(alone, name))
+        # float32 may decide otherwise at an edge, of which there are few.
+        true = own.image_offsets[b * c + k : b * c + k + 2].tolist()
+        ids = set(own.gaussian_ids[true[0] : true[1]].tolist())
+        assert len(ids ^ set(alone.gaussian_ids.tolist())) <= 1 + n // 1000
+
+
+@pytest.mark.parametrize("focal", [0.15, 0.25, 0.5, 2.0])
+def test_fisheye_bound_drops_nothing(focal, device):
+    """Fields of view from 29 degrees to nearly all around, where the bound must give way: against a camera whose
+    image is so large that it culls nothing, with the edges of the small one applied afterwards."""
+    width, height = 120, 70
+    scene = make_scene(4000, 3, width=width, height=height, seed=5)
+    scene.means.mul_(2)
+    scene.scales.mul_(0.5)
+    scene.Ks[:, 0, 0] = scene.Ks[:, 1, 1] = focal * width
+    scene.Ks[1, 0, 2] = -20.0  # a principal point outside
+    scene = scene.to(torch.float32).to(device)
+    far = 4000
+    wide = scene._replace(Ks=scene.Ks.clone())
+    wide.Ks[:, :2, 2] += far
+    options = {"camera_model": "fisheye"}
+    everything = project_op(wide, size=(width + 2 * far, height + 2 * far), **options)
+    x, y = (everything.records[:, i].double() - far for i in (0, 1))
+    rx, ry = (everything.radii[:, i].double() for i in (0, 1))
+    # Where the last bits decide, both are right.
+    margin = 1e-2
+    inside = (x + rx > margin) & (x - rx < width - margin) & (y + ry > margin) & (y - ry < height - margin)
+    counts = everything.image_offsets.diff()
+    images = torch.repeat_interleave(torch.arange(3, device=counts.device), counts)
+    want = set(zip(images[inside].tolist(), everything.gaussian_ids[inside].tolist(), strict=True))
+    got = project_op(scene, size=(width, height), **options)
+    rows = torch.repeat_interleave(torch.arange(3, device=counts.device), got.image_offsets.diff())
+    assert len(want) > 100
+    assert want <= set(zip(rows.tolist(), got.gaussian_ids.tolist(), strict=True))
+
+
 # Each of these makes Gaussian 3 invalid in every view.
 BAD_GAUSSIANS = [
     (name, value) for name in ("means", "quats", "scales", "opacities") for value in (math.nan, math.inf, -math.inf)

@@ -17,8 +17,7 @@ constexpr int64_t kGroup = 64;     // cameras for which a chunk stays loaded
 template <typename T>
 struct Chunk {
   alignas(64) T x[kChunk], y[kChunk], z[kChunk];
-  alignas(64) T size2[kChunk];      // upper bound of the covariance's largest eigenvalue
-  alignas(64) T opacity[kChunk];
+  alignas(64) T sigma[kChunk], size[kChunk];  // Extent
   alignas(64) uint8_t valid[kChunk];
   alignas(64) int32_t maybe[kChunk];
   Sym3<T> cov[kChunk];
@@ -50,17 +49,20 @@ void load_chunk(const ProjectParams<T>& p, int64_t scene, int64_t first, int cou
     c.y[i] = mean[1];
     c.z[i] = mean[2];
     T sum = zero_if_finite(mean, 3) + zero_if_finite(p.opacities + g, 1);
-    c.opacity[i] = p.opacities[g];
     bool valid = true;
+    T sigma;
     if (p.covars != nullptr) {
       const Sym3<T> cov = upper_triangle(p.covars + 9 * g);
       sum += zero_if_finite(cov);
-      c.size2[i] = size2_of_covariance(cov);
+      sigma = sigma_of_covariance(cov);
     } else {
       sum += zero_if_finite(p.scales + 3 * g, 3);
       valid = valid_quaternion(p.quats + 4 * g);
-      c.size2[i] = size2_of_scales(p.scales + 3 * g);
+      sigma = sigma_of_scales(p.scales + 3 * g);
     }
+    const Extent<T> extent = extent_of(mean[0], mean[1], mean[2], sigma, p.opacities[g]);
+    c.sigma[i] = extent.sigma;
+    c.size[i] = extent.size;
     c.valid[i] = i < count && valid && sum == T(0);
     c.n_invalid += i < count && !c.valid[i];
     c.has_cov[i] = false;
@@ -68,12 +70,13 @@ void load_chunk(const ProjectParams<T>& p, int64_t scene, int64_t first, int cou
 }
 
 // Indices of the chunk's Gaussians that this view may see.
-template <typename T>
+template <CameraModel kModel, typename T>
 int frustum_test(const FrustumTest<T>& f, Chunk<T>& c) {
   alignas(64) uint8_t keep[kChunk];
 #pragma omp simd
   for (int i = 0; i < kChunk; ++i) {
-    keep[i] = uint8_t(c.valid[i] & may_be_seen(f, c.x[i], c.y[i], c.z[i], c.size2[i], c.opacity[i]));
+    keep[i] = uint8_t(c.valid[i] &
+                      may_be_seen<kModel>(f, c.x[i], c.y[i], c.z[i], Extent<T>{c.sigma[i], c.size[i]}));
   }
   int n = 0;
   for (int i = 0; i < kChunk; ++i) {
@@ -81,6 +84,13 @@ int frustum_test(const FrustumTest<T>& f, Chunk<T>& c) {
     n += keep[i];
   }
   return n;
+}
+
+template <typename T>
+int frustum_test(CameraModel model, const FrustumTest<T>& f, Chunk<T>& c) {
+  if (model == CameraModel::kOrtho) return frustum_test<CameraModel::kOrtho>(f, c);
+  if (model == CameraModel::kFisheye) return frustum_test<CameraModel::kFisheye>(f, c);
+  return frustum_test<CameraModel::kPinhole>(f, c);
 }
 
 template <typename T>
@@ -101,7 +111,7 @@ void project_chunk(const ProjectParams<T>& p, int64_t scene, int64_t first_gauss
       out.n_invalid[size_t(k)] = count;
       continue;
     }
-    const int n_maybe = frustum_test(make_frustum_test(view, p.options), c);
+    const int n_maybe = frustum_test(p.options.camera_model, make_frustum_test(view, p.options), c);
     const size_t before = out.visible.size();
     for (int j = 0; j < n_maybe; ++j) {
       const int i = c.maybe[j];

@@ -932,6 +932,7 @@ TileCounting tile_counting(const BinParams<float>& p, const BinScratch& s) {
 }
 
 void count_cuda(const BinParams<float>& p, const BinScratch& s, cudaStream_t stream) {
+  check(cudaMemsetAsync(s.zero, 0, s.zero_bytes, stream), "cudaMemsetAsync");
   if (p.record_capacity == 0) return;
   count_kernel<<<grid_for(p.record_capacity), kThreads, 0, stream>>>(p, tile_counting(p, s));
   check_launch("count_kernel");
@@ -940,7 +941,6 @@ void count_cuda(const BinParams<float>& p, const BinScratch& s, cudaStream_t str
 void bin_cuda(const BinParams<float>& p, const BinScratch& s, Counts* counts, cudaStream_t stream) {
   const TilePlan plan = tile_plan(int64_t(p.tiles_x) * p.tiles_y, p.record_capacity);
   const BinKernelParams b = {p, s, plan, counts, histogram_copies(p.n_images), false};
-  check(cudaMemsetAsync(s.zero, 0, s.zero_bytes, stream), "cudaMemsetAsync");
   if (p.record_capacity > 0) {
     if (depth_items(p.record_capacity) == kFewItems) {
       sort_by_depth<kFewItems>(b, stream);

@@ -8,6 +8,7 @@
 
 #include "check.cuh"
 #include "scratch.h"
+#include "tile_count.cuh"
 
 namespace rapfast {
 namespace {
@@ -265,7 +266,14 @@ struct RenderCall::Parts {
     return params.sizes.keep_state ? part<float>(layout.record_colors) : scratch.record_colors;
   }
 
+  bool colored_by_net() const { return params.with_net && params.color.depth_channel != DepthChannel::kOnly; }
+  bool colored_by_projection() const {
+    return !colored_by_net() && colors_with_projection(params.project.options, params.color);
+  }
+
+  ColorParams<float> color_params(const float* viewmats, const float* Ks) const;
   void queue_front(const float* viewmats, const float* Ks, cudaStream_t stream);
+  void queue_colors();
   bool launch_graph();
 
   void mark() {
@@ -274,10 +282,23 @@ struct RenderCall::Parts {
   }
 };
 
-// All stages up to bin.
+ColorParams<float> RenderCall::Parts::color_params(const float* viewmats, const float* Ks) const {
+  ColorParams<float> color = params.color;
+  color.viewmats = viewmats;
+  color.Ks = Ks;
+  color.capacity = params.sizes.record_capacity;
+  color.gaussian_ids = part<int32_t>(layout.gaussian_ids);
+  color.image_offsets = part<int64_t>(layout.image_offsets);
+  color.records = part<Record<float>>(layout.records);
+  color.record_colors = record_colors();
+  color.color_stride = color_stride(params.sizes.n_channels);
+  color.n_invalid = part<int64_t>(layout.n_invalid);
+  return color;
+}
+
+// Projection, with colours where it can make them, and bin.
 void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cudaStream_t stream) {
   const RenderSizes& sizes = params.sizes;
-  const int64_t n_images = sizes.n_scenes * sizes.n_cameras;
   mark();
 
   ProjectParams<float> project = params.project;
@@ -289,32 +310,8 @@ void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cuda
   project.gaussian_ids = part<int32_t>(layout.gaussian_ids);
   project.image_offsets = part<int64_t>(layout.image_offsets);
   project.n_invalid = part<int64_t>(layout.n_invalid);
-  project_cuda(project, scratch.project, counts(), stream);
-  mark();
-
-  ColorParams<float> color = params.color;
-  color.viewmats = viewmats;
-  color.Ks = Ks;
-  color.capacity = sizes.record_capacity;
-  color.gaussian_ids = project.gaussian_ids;
-  color.image_offsets = project.image_offsets;
-  color.records = project.records;
-  color.record_colors = record_colors();
-  color.color_stride = color_stride(sizes.n_channels);
-  color.n_invalid = project.n_invalid;
-  if (params.with_net && color.depth_channel != DepthChannel::kOnly) {
-    ColorNetParams<float> net = params.net;
-    net.color = color;
-    store_views(params.net.views, n_images, scratch.net_views, stream);
-    net.views = scratch.net_views;
-    color_net_cuda(net, scratch.project.views, scratch.project.image_ids, stream);
-  } else {
-    color_cuda(color, scratch.project.views, scratch.project.image_ids, stream);
-  }
-  mark();
-
   BinParams<float> bin;
-  bin.n_images = n_images;
+  bin.n_images = sizes.n_scenes * sizes.n_cameras;
   bin.tiles_x = int32_t(tile_columns(sizes));
   bin.tiles_y = sizes.n_tile_rows;
   bin.first_tile_row = sizes.first_tile_row;
@@ -325,14 +322,37 @@ void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cuda
   bin.image_offsets = project.image_offsets;
   bin.tile_offsets = tile_offsets();
   bin.tile_records = tile_records();
-  count_cuda(bin, scratch.bin, stream);
+  const ColorParams<float> color = color_params(viewmats, Ks);
+  const TileCounting counting = tile_counting(bin, scratch.bin);
+  const ClearedMemory cleared = {scratch.bin.zero, int64_t(scratch.bin.zero_bytes)};
+  project_cuda(project, scratch.project, counts(), {colored_by_projection() ? &color : nullptr, &counting, cleared}, stream);
+  mark();
   bin_cuda(bin, scratch.bin, counts(), stream);
   mark();
 }
 
-// The same as a graph, where calls keep coming with these addresses.
+// The colours that are left. They come last, so that neither the binning nor the counts on their way to the host
+// wait for them. What a colour takes out after it was binned has opacity 0 and draws nothing.
+void RenderCall::Parts::queue_colors() {
+  if (!colored_by_projection()) {
+    const int64_t n_images = params.sizes.n_scenes * params.sizes.n_cameras;
+    const ColorParams<float> color = color_params(params.project.viewmats, params.project.Ks);
+    if (colored_by_net()) {
+      ColorNetParams<float> net = params.net;
+      net.color = color;
+      store_views(params.net.views, n_images, scratch.net_views, stream);
+      net.views = scratch.net_views;
+      color_net_cuda(net, scratch.project.views, scratch.project.image_ids, stream);
+    } else {
+      color_cuda(color, scratch.project.views, scratch.project.image_ids, stream);
+    }
+  }
+  mark();
+}
+
+// queue_front as a graph, where calls keep coming with these addresses.
 bool RenderCall::Parts::launch_graph() {
-  if (params.graphs == nullptr || params.fixed_room || params.with_net || params.stage_events != nullptr) {
+  if (params.graphs == nullptr || params.fixed_room || params.stage_events != nullptr) {
     return false;
   }
   const ProjectParams<float>& in = params.project;
@@ -363,6 +383,7 @@ RenderCall::RenderCall(const RenderParams& params, int device, cudaStream_t stre
                          lay_out(params.sizes, params.scratch), {}});
   if (!parts_->launch_graph()) parts_->queue_front(params.project.viewmats, params.project.Ks, stream);
   if (!params.fixed_room) parts_->mailbox.emplace(device).post(parts_->counts(), stream);
+  parts_->queue_colors();
 }
 
 Counts RenderCall::finish(const RenderOutputs& outputs) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../math/frustum.h"
+#include "scratch_types.h"
 
 namespace rapfast {
 
@@ -29,10 +30,12 @@ class Arena {
   int64_t size_ = 0;
 };
 
-// A view as the kernels want it.
-struct DeviceView {
-  FrustumTest<float> test;  // holds the View
+// A view as the kernels want it, in pieces of 16 bytes. An unusable one has a test that nothing passes.
+struct alignas(16) DeviceView {
+  View<float> view;
   Vec3<float> center;
+  int32_t padding[3];
+  alignas(16) FrustumTest<float> test;
 };
 
 // What the host reads back of a call.
@@ -45,9 +48,12 @@ struct ProjectScratch {
   DeviceView* views;       // [I] output, used by later stages
   int32_t* image_ids;      // [capacity] output: image of each record
   uint32_t* ballots;       // [I, n_words] bit g % 32 of word g / 32: the view may see Gaussian g
-  uint32_t* word_offsets;  // [I, n_words] set bits before the word
-  void* cub;
-  size_t cub_bytes;
+  // Set bits, of ever longer runs of words: the places of records are sums of few of them.
+  uint32_t* chunk_counts;  // [I, n_chunks] kChunkWords words each
+  uint32_t* span_counts;   // [I, n_spans] kSpanChunks chunks each
+  uint32_t* image_counts;  // [I]
+  uint32_t* next_item;     // [1] of the work that blocks take up as they get free
+  ClearedMemory cleared;   // the last three
 };
 
 struct BinScratch {
@@ -84,7 +90,16 @@ struct TilePlan {
 
 TilePlan tile_plan(int64_t n_tiles, int64_t record_capacity);
 
+constexpr int kChunkWords = 16;
+constexpr int kSpanChunks = 64;
+
 RAPFAST_HD int64_t ballot_words(int64_t n_gaussians) { return (n_gaussians + 31) / 32; }
+RAPFAST_HD int64_t ballot_chunks(int64_t n_gaussians) {
+  return (ballot_words(n_gaussians) + kChunkWords - 1) / kChunkWords;
+}
+RAPFAST_HD int64_t ballot_spans(int64_t n_gaussians) {
+  return (ballot_chunks(n_gaussians) + kSpanChunks - 1) / kSpanChunks;
+}
 
 ProjectScratch project_scratch(Arena& arena, int64_t n_images, int64_t n_gaussians,
                                int64_t record_capacity);

@@ -82,11 +82,16 @@ RAPFAST_HD Vec3<T> camera_center(const View<T>& v) {
 }
 
 template <typename T>
+RAPFAST_HD Vec3<T> world_to_camera(const Mat3<T>& R, const Vec3<T>& t, const Vec3<T>& p) {
+  const T* m = R.m;
+  return {multiply_add(m[2], p.z, multiply_add(m[1], p.y, m[0] * p.x)) + t.x,
+          multiply_add(m[5], p.z, multiply_add(m[4], p.y, m[3] * p.x)) + t.y,
+          multiply_add(m[8], p.z, multiply_add(m[7], p.y, m[6] * p.x)) + t.z};
+}
+
+template <typename T>
 RAPFAST_HD Vec3<T> world_to_camera(const View<T>& v, const Vec3<T>& p) {
-  const T* m = v.R.m;
-  return {m[0] * p.x + m[1] * p.y + m[2] * p.z + v.t.x,
-          m[3] * p.x + m[4] * p.y + m[5] * p.z + v.t.y,
-          m[6] * p.x + m[7] * p.y + m[8] * p.z + v.t.z};
+  return world_to_camera(v.R, v.t, p);
 }
 
 // Image point of a camera-space point and the Jacobian of that map: rows d(x)/d(p), d(y)/d(p).
@@ -104,8 +109,8 @@ RAPFAST_HD Projection2d<T> project_pinhole(const View<T>& v, const Vec3<T>& p) {
   const T ux = clamp_to(p.x * rz, -v.lim_x_neg, v.lim_x_pos);
   const T uy = clamp_to(p.y * rz, -v.lim_y_neg, v.lim_y_pos);
   Projection2d<T> out;
-  out.x = v.fx * p.x * rz + v.cx;
-  out.y = v.fy * p.y * rz + v.cy;
+  out.x = multiply_add(v.fx * p.x, rz, v.cx);
+  out.y = multiply_add(v.fy * p.y, rz, v.cy);
   out.jx = {v.fx * rz, T(0), -v.fx * ux * rz};
   out.jy = {T(0), v.fy * rz, -v.fy * uy * rz};
   return out;
@@ -114,8 +119,8 @@ RAPFAST_HD Projection2d<T> project_pinhole(const View<T>& v, const Vec3<T>& p) {
 template <typename T>
 RAPFAST_HD Projection2d<T> project_ortho(const View<T>& v, const Vec3<T>& p) {
   Projection2d<T> out;
-  out.x = v.fx * p.x + v.cx;
-  out.y = v.fy * p.y + v.cy;
+  out.x = multiply_add(v.fx, p.x, v.cx);
+  out.y = multiply_add(v.fy, p.y, v.cy);
   out.jx = {v.fx, T(0), T(0)};
   out.jy = {T(0), v.fy, T(0)};
   return out;

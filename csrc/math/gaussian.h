@@ -28,29 +28,28 @@ template <typename T>
 RAPFAST_HD Mat3<T> scaled_rotation(const T* q, const T* s) {
   const T inv_norm = T(1) / sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]);
   const T w = q[0] * inv_norm, x = q[1] * inv_norm, y = q[2] * inv_norm, z = q[3] * inv_norm;
-  return {{(T(1) - T(2) * (y * y + z * z)) * s[0], T(2) * (x * y - w * z) * s[1],
-           T(2) * (x * z + w * y) * s[2], T(2) * (x * y + w * z) * s[0],
-           (T(1) - T(2) * (x * x + z * z)) * s[1], T(2) * (y * z - w * x) * s[2],
-           T(2) * (x * z - w * y) * s[0], T(2) * (y * z + w * x) * s[1],
-           (T(1) - T(2) * (x * x + y * y)) * s[2]}};
+  const T xx = x * x, yy = y * y, zz = z * z, wx = w * x, wy = w * y, wz = w * z;
+  return {{multiply_add(T(-2), yy + zz, T(1)) * s[0], T(2) * multiply_add(x, y, -wz) * s[1],
+           T(2) * multiply_add(x, z, wy) * s[2], T(2) * multiply_add(x, y, wz) * s[0],
+           multiply_add(T(-2), xx + zz, T(1)) * s[1], T(2) * multiply_add(y, z, -wx) * s[2],
+           T(2) * multiply_add(x, z, -wy) * s[0], T(2) * multiply_add(y, z, wx) * s[1],
+           multiply_add(T(-2), xx + yy, T(1)) * s[2]}};
 }
 
 // R(q) S S R(q)^T
 template <typename T>
 RAPFAST_HD Sym3<T> covariance(const T* q, const T* s) {
-  const Mat3<T> a = scaled_rotation(q, s);
-  const T* m = a.m;
-  return {m[0] * m[0] + m[1] * m[1] + m[2] * m[2], m[0] * m[3] + m[1] * m[4] + m[2] * m[5],
-          m[0] * m[6] + m[1] * m[7] + m[2] * m[8], m[3] * m[3] + m[4] * m[4] + m[5] * m[5],
-          m[3] * m[6] + m[4] * m[7] + m[5] * m[8], m[6] * m[6] + m[7] * m[7] + m[8] * m[8]};
+  const Mat3<T> m = scaled_rotation(q, s);
+  const Vec3<T> x = {m.m[0], m.m[1], m.m[2]}, y = {m.m[3], m.m[4], m.m[5]}, z = {m.m[6], m.m[7], m.m[8]};
+  return {dot(x, x), dot(x, y), dot(x, z), dot(y, y), dot(y, z), dot(z, z)};
 }
 
 // Rows of J R: the 2D covariance is (J R) cov (J R)^T.
 template <typename T>
 RAPFAST_HD Vec3<T> row_times(const Vec3<T>& j, const Mat3<T>& R) {
   const T* m = R.m;
-  return {j.x * m[0] + j.y * m[3] + j.z * m[6], j.x * m[1] + j.y * m[4] + j.z * m[7],
-          j.x * m[2] + j.y * m[5] + j.z * m[8]};
+  return {dot(j, Vec3<T>{m[0], m[3], m[6]}), dot(j, Vec3<T>{m[1], m[4], m[7]}),
+          dot(j, Vec3<T>{m[2], m[5], m[8]})};
 }
 
 // A radius as int32, saturating as the device's conversion does.

@@ -25,41 +25,41 @@ RAPFAST_HD void sh_basis(int degree, const Vec3<T>& d, T* basis /* [25] */) {
   if (degree < 2) return;
 
   const T z2 = z * z;
-  const T c1 = x * x - y * y;  // cos(2 phi), sin(2 phi) times sin^2(theta)
+  const T c1 = multiply_add(x, x, -(y * y));  // cos(2 phi), sin(2 phi) times sin^2(theta)
   const T s1 = T(2) * x * y;
   const T b2 = T(-1.092548430592079) * z;
   basis[4] = T(0.5462742152960395) * s1;
   basis[5] = b2 * y;
-  basis[6] = T(0.9461746957575601) * z2 - T(0.3153915652525201);
+  basis[6] = multiply_add(T(0.9461746957575601), z2, T(-0.3153915652525201));
   basis[7] = b2 * x;
   basis[8] = T(0.5462742152960395) * c1;
   if (degree < 3) return;
 
-  const T c2 = x * c1 - y * s1;
-  const T s2 = x * s1 + y * c1;
-  const T c3 = T(-2.285228997322329) * z2 + T(0.4570457994644658);
+  const T c2 = multiply_add(x, c1, -(y * s1));
+  const T s2 = multiply_add(y, c1, x * s1);
+  const T c3 = multiply_add(T(-2.285228997322329), z2, T(0.4570457994644658));
   const T b3 = T(1.445305721320277) * z;
   basis[9] = T(-0.5900435899266435) * s2;
   basis[10] = b3 * s1;
   basis[11] = c3 * y;
-  basis[12] = z * (T(1.865881662950577) * z2 - T(1.119528997770346));
+  basis[12] = z * multiply_add(T(1.865881662950577), z2, T(-1.119528997770346));
   basis[13] = c3 * x;
   basis[14] = b3 * c1;
   basis[15] = T(-0.5900435899266435) * c2;
   if (degree < 4) return;
 
-  const T d4 = z * (T(-4.683325804901025) * z2 + T(2.007139630671868));
-  const T c4 = T(3.31161143515146) * z2 - T(0.47308734787878);
+  const T d4 = z * multiply_add(T(-4.683325804901025), z2, T(2.007139630671868));
+  const T c4 = multiply_add(T(3.31161143515146), z2, T(-0.47308734787878));
   const T b4 = T(-1.770130769779931) * z;
-  basis[16] = T(0.6258357354491763) * (x * s2 + y * c2);
+  basis[16] = T(0.6258357354491763) * multiply_add(y, c2, x * s2);
   basis[17] = b4 * s2;
   basis[18] = c4 * s1;
   basis[19] = d4 * y;
-  basis[20] = T(1.984313483298443) * z * basis[12] - T(1.006230589874905) * basis[6];
+  basis[20] = multiply_add(T(1.984313483298443) * z, basis[12], -(T(1.006230589874905) * basis[6]));
   basis[21] = d4 * x;
   basis[22] = c4 * c1;
   basis[23] = b4 * c2;
-  basis[24] = T(0.6258357354491763) * (x * c2 - y * s2);
+  basis[24] = T(0.6258357354491763) * multiply_add(x, c2, -(y * s2));
 }
 
 // Gradient of direction d, given that of the bases (the first (degree + 1)^2). The recurrences make

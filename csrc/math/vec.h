@@ -30,7 +30,7 @@ struct Sym2 {
 
 template <typename T>
 RAPFAST_HD T dot(const Vec3<T>& a, const Vec3<T>& b) {
-  return a.x * b.x + a.y * b.y + a.z * b.z;
+  return multiply_add(a.z, b.z, multiply_add(a.y, b.y, a.x * b.x));
 }
 
 template <typename T>
@@ -42,15 +42,14 @@ RAPFAST_HD T determinant(const Mat3<T>& a) {
 
 template <typename T>
 RAPFAST_HD T determinant(const Sym2<T>& s) {
-  return s.xx * s.yy - s.xy * s.xy;
+  return multiply_add(s.xx, s.yy, -(s.xy * s.xy));
 }
 
 // u^T S v
 template <typename T>
 RAPFAST_HD T bilinear_form(const Sym3<T>& s, const Vec3<T>& u, const Vec3<T>& v) {
-  const Vec3<T> sv = {s.xx * v.x + s.xy * v.y + s.xz * v.z,
-                      s.xy * v.x + s.yy * v.y + s.yz * v.z,
-                      s.xz * v.x + s.yz * v.y + s.zz * v.z};
+  const Vec3<T> sv = {dot(Vec3<T>{s.xx, s.xy, s.xz}, v), dot(Vec3<T>{s.xy, s.yy, s.yz}, v),
+                      dot(Vec3<T>{s.xz, s.yz, s.zz}, v)};
   return dot(u, sv);
 }
 

@@ -152,6 +152,9 @@ RAPFAST_HD Bounded atan2(Bounded y, Bounded x) {
   return rounded(::atan2(y.value, x.value),
                  r2 == 0 ? 0 : (spread(x.value, y.error) + spread(y.value, x.error)) / r2, 8);
 }
+// Maximum errors 2 for sinf, 2 for cosf.
+RAPFAST_HD Bounded sin(Bounded x) { return rounded(::sin(x.value), x.error, 4); }
+RAPFAST_HD Bounded cos(Bounded x) { return rounded(::cos(x.value), x.error, 4); }
 
 RAPFAST_HD Bounded ceil(Bounded x) {
   if (x.error > 0 && ::ceil(x.value - x.error) != ::ceil(x.value + x.error)) note_unclear();

@@ -178,8 +178,8 @@ struct ProjectCase {
     if (mean_c.z >= options.near_plane && mean_c.z <= options.far_plane) {
       decisions[0] = int32_t(project_gaussian(view, options, mean_c, cov, in[35], record, decisions + 1));
     }
-    decisions[3] = may_be_seen(make_frustum_test(view, options), in[25], in[26], in[27],
-                               size2_of_scales(in + 32), in[35]);
+    decisions[3] = may_be_seen<kModel>(make_frustum_test(view, options), in[25], in[26], in[27],
+                                       extent_of(in[25], in[26], in[27], sigma_of_scales(in + 32), in[35]));
     if (decisions[0] != int32_t(Visibility::kVisible)) {
       record = {T(0), T(0), T(0), T(0), T(0), T(0), T(0), T(0)};
       decisions[1] = decisions[2] = 0;
@@ -446,21 +446,26 @@ struct DepthKeyCase {
   }
 };
 
+template <CameraModel kModel>
 struct MayBeSeenCase {
-  static constexpr const char* kName = "may_be_seen";
-  static constexpr int kInputs = 32, kValues = 2, kDecisions = 1;
+  static constexpr const char* kNames[3] = {"may_be_seen pinhole", "may_be_seen ortho", "may_be_seen fisheye"};
+  static constexpr const char* kName = kNames[int(kModel)];
+  static constexpr int kInputs = 31, kValues = 7, kDecisions = 1;
 
   template <typename T>
   RAPFAST_HD static void run(const T* in, T* values, int32_t* decisions) {
     const View<T> view = load_view(in, in + 16, 640, 480);
-    const CameraModel model = int32_t(in[30]) == 0   ? CameraModel::kPinhole
-                              : int32_t(in[30]) == 1 ? CameraModel::kOrtho
-                                                     : CameraModel::kFisheye;
-    const ProjectOptions<T> options = {640, 480, model, false, T(0.3), in[31], T(1e10), T(0)};
+    const ProjectOptions<T> options = {640, 480, kModel, false, T(0.3), in[30], T(1e10), T(0)};
     const FrustumTest<T> test = make_frustum_test(view, options);
-    values[0] = test.gain_x;
-    values[1] = test.gain_y;
-    decisions[0] = may_be_seen(test, in[25], in[26], in[27], in[28], in[29]);
+    values[0] = test.reach_x;
+    values[1] = test.reach_y;
+    values[2] = test.left;
+    values[3] = test.bottom;
+    values[4] = test.safe_scale;
+    values[5] = test.safe_offset;
+    values[6] = test.cone + T(2);  // which may be 0 itself
+    decisions[0] = may_be_seen<kModel>(test, in[25], in[26], in[27],
+                                       extent_of(in[25], in[26], in[27], in[28], in[29]));
   }
 
   static void draw(Random& r, bool edge, float* in) {
@@ -468,8 +473,7 @@ struct MayBeSeenCase {
     for (int i = 25; i < 28; ++i) in[i] = r.uniform(-6.f, 6.f);
     in[28] = r.power(-6.f, 0.f);
     in[29] = r.uniform();
-    in[30] = float(r.below(3));
-    in[31] = 0.01f;
+    in[30] = 0.01f;
     if (edge) in[25 + r.below(5)] = special(r);
   }
 };
