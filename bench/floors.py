@@ -33,7 +33,14 @@ TILE, CELL = 16, 4  # pixels per side: a tile, and the part of it for which a re
 ONE_PASS_TILES = 2048  # of an image, that csrc/cuda/bin.cu sorts in one pass
 ALPHA_CUT, STOP, ALPHA_CAP = 1 / 255, 1e-4, 0.999
 
-OTHER_STEPS = {"prepare": "project", "tally": "bin", "publish": "bin", "store_views": "color", "order": "blend"}
+OTHER_STEPS = {
+    "prepare": "project",
+    "tally": "bin",
+    "publish": "bin",
+    "copy_cameras": "project",
+    "store_views": "color",
+    "order": "blend",
+}
 """Steps that a way of doing it needs and the work does not: they have a stage and no floor."""
 
 
