@@ -16,8 +16,6 @@ from scenes import HEIGHT, WIDTH, assert_same, covariances, make_scene
 from torch import Tensor
 
 from rapfast import PostProcess, rasterization
-from rapfast.appearance import embedding_scene as embedding_module
-from rapfast.appearance import rap_scene as rap_module
 from rapfast.ops import split
 from rapfast.ops.project import Records
 
@@ -140,7 +138,7 @@ def test_more_memory_makes_larger_groups(groups):
 
 
 @pytest.mark.parametrize("what", ["maps", "decoded", "decoded per view", "embedding"])
-def test_networks_get_their_views(what, groups, monkeypatch):
+def test_networks_get_their_views(what, groups):
     a = make_appearance(n=2000, c=5, n_maps=2)
     views = to(a, CPU32)
     cameras = views.viewmats, views.Ks, WIDTH, HEIGHT
@@ -149,11 +147,11 @@ def test_networks_get_their_views(what, groups, monkeypatch):
     if what == "embedding":
         net = color_net(CPU32, {"encoder": (111 + 24, 96, 48), "decoder": (96, 64, 40), "color_decoder": (43, 32, 3)})
         embeddings = torch.randn(5, 24, generator=g)
-        module, scene = embedding_module, embedding_scene(a, net, CPU32)
+        scene = embedding_scene(a, net, CPU32)
         draw = partial(scene.render, *cameras, embeddings=embeddings, view_weights=weights)
     else:
         net = color_net(CPU32)
-        module, scene = rap_module, rap_scene(a, net, CPU32)
+        scene = rap_scene(a, net, CPU32)
         if what == "maps":
             given = {"feature_maps": views.maps, "map_ids": [0, 1, 1, 0, 1], "view_weights": weights}
         else:
@@ -162,15 +160,9 @@ def test_networks_get_their_views(what, groups, monkeypatch):
         draw = partial(scene.render, *cameras, **given)
     want = draw()
     assert not groups
-    limited = module.rasterize_network
-
-    def call(max_memory: int) -> tuple[Any, ...]:
-        monkeypatch.setattr(module, "rasterize_network", partial(limited, max_memory=max_memory))
-        return draw()
-
-    least = least_memory(call)
+    least = least_memory(draw)
     del groups[:]
-    assert_same_call(call(max_memory=least), want)
+    assert_same_call(draw(max_memory=least), want)
     assert sum(groups) == 5 and len(groups) > 1
 
 

@@ -95,6 +95,7 @@ class EmbeddingScene:
         postprocess: PostProcess | None = None,
         precision: str | None = None,
         backend: str = "rapfast",
+        max_memory: int | None = None,
     ) -> tuple[Tensor, Tensor, Meta | dict[str, Any]]:
         """Render C views, each with its own embedding and weight.
 
@@ -116,7 +117,7 @@ class EmbeddingScene:
         options = {
             "near_plane": near_plane, "far_plane": far_plane, "radius_clip": radius_clip, "eps2d": eps2d,
             "packed": packed, "render_mode": render_mode, "rasterize_mode": rasterize_mode, "alpha_cap": alpha_cap,
-            "postprocess": postprocess,
+            "postprocess": postprocess, "max_memory": max_memory,
         }  # fmt: skip
         if backend == "rapfast":
             refuse_gradients(

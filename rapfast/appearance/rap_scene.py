@@ -208,6 +208,7 @@ class RapScene:
         precision: str | None = None,
         backend: str = "rapfast",
         rap_compatible: bool = False,
+        max_memory: int | None = None,
     ) -> tuple[Tensor, Tensor, Meta | dict[str, Any]]:
         """Render C views, each with its own reference image, weight, projection and directions.
 
@@ -233,7 +234,7 @@ class RapScene:
                 gradients.
             rap_compatible: raise RAP's IndexError where exactly one of the N Gaussians falls on a view's projected
                 map. With decoded none is sampled, and RAP does not raise either.
-            render_mode, near_plane, far_plane, radius_clip, eps2d, packed, alpha_cap, postprocess: as in
+            render_mode, near_plane, far_plane, radius_clip, eps2d, packed, alpha_cap, postprocess, max_memory: as in
                 `rapfast.rasterization`.
 
         Returns:
@@ -275,7 +276,7 @@ class RapScene:
         options = {
             "near_plane": near_plane, "far_plane": far_plane, "radius_clip": radius_clip, "eps2d": eps2d,
             "packed": packed, "render_mode": render_mode, "rasterize_mode": rasterize_mode, "alpha_cap": alpha_cap,
-            "postprocess": postprocess,
+            "postprocess": postprocess, "max_memory": max_memory,
         }  # fmt: skip
 
         if backend == "rapfast":
