@@ -52,7 +52,7 @@ struct RenderStatus {
 
 int64_t color_stride(int64_t n_channels);
 StateLayout state_layout(const RenderSizes& sizes);
-int64_t scratch_size(const RenderSizes& sizes);  // bytes; needs a device only for CUB's queries
+int64_t scratch_size(const RenderSizes& sizes);  // bytes
 
 class FrontGraphs;
 

@@ -25,9 +25,7 @@ def load() -> ModuleType:
             raise
         raise ImportError(f"rapfast's native module is not built: {_INSTALL}.") from None
     except ImportError as error:
-        raise ImportError(
-            f"rapfast's native module cannot be loaded ({error}): {_INSTALL}."
-        ) from error
+        raise ImportError(f"rapfast's native module cannot be loaded ({error}): {_INSTALL}.") from error
     check(native)
     return native
 

@@ -87,9 +87,7 @@ def _missing(packages: dict[str, Any], build: dict[str, Any], cuda: dict[str, An
     elif not build["cuda_stages"]:
         sentences.append("This version renders on the CPU only: it has no CUDA stages yet.")
     elif torch.version.cuda is None:
-        sentences.append(
-            f"torch {torch.__version__} is a CPU build: install a CUDA build of it to use the GPU."
-        )
+        sentences.append(f"torch {torch.__version__} is a CPU build: install a CUDA build of it to use the GPU.")
     for device in cuda["devices"]:
         if not device["runs"]:
             major, minor = device["compute_capability"]
@@ -112,9 +110,7 @@ def collect() -> dict[str, Any]:
     fork whose child uses CUDA.
     """
     build = dict(_C.build_info())
-    packages = {
-        name: {"version": _version_of(name), "extra": extra} for name, extra in PACKAGES.items()
-    }
+    packages = {name: {"version": _version_of(name), "extra": extra} for name, extra in PACKAGES.items()}
     cuda = dict(_C.cuda_devices())
     for device in cuda["devices"]:
         device["compute_capability"] = list(device["compute_capability"])

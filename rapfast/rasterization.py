@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rapfast import _check as check
 from rapfast import ops, reference
@@ -435,6 +436,8 @@ def _rapfast(
     *, absgrad: bool = False, sparse_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
     device = inputs.means.device
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(inputs)
     if torch.is_grad_enabled():
         if device.type != "cpu" or network is not None:
             refuse_gradients(inputs)
@@ -443,6 +446,8 @@ def _rapfast(
                 raise NotImplementedError(
                     f"max_memory={max_memory} is not supported where a gradient is wanted: {wanted[0]} requires one"
                 )
+            if absgrad and torch.compiler.is_compiling():
+                raise NotImplementedError("absgrad must be False inside torch.compile, which cannot trace it, got True")
             return _with_grad(inputs, s, packed, postprocess, absgrad, sparse_grad)
     if device.type == "cuda":
         require_cuda(inputs.means)
@@ -565,8 +570,19 @@ def refuse_gradients(inputs: _Inputs) -> None:
     for name, tensor in zip(inputs._fields, inputs, strict=True):
         if tensor is not None and tensor.requires_grad:
             raise NotImplementedError(
-                f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for the "
-                'image alone, or use backend="gsplat" (on a GPU) or backend="reference" for gradients'
+                f"{name} requires a gradient, which rapfast has on the CPU alone, by rapfast.rasterization: "
+                'call under torch.no_grad() for the image alone, or use backend="gsplat" (on a GPU) or '
+                'backend="reference" for gradients'
+            )
+
+
+def _refuse_tangents(inputs: _Inputs) -> None:
+    """Raises where an input carries a tangent of forward-mode differentiation, which the kernels would drop."""
+    for name, tensor in zip(inputs._fields, inputs, strict=True):
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{name} carries a tangent of forward-mode differentiation, which rapfast does not have: use "
+                'backend="reference"'
             )
 
 
@@ -610,6 +626,8 @@ def _at_once(
     else:
 
         def make_n_invalid() -> Tensor:
+            # The stream that reads may not be the one that rendered, whose allocator would hand the state on.
+            rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
             return rendered.n_invalid.clone()
 
     meta = build_meta(make_records, make_n_invalid, batch_dims, c, n, s.width, s.height, packed, make_overflowed)

@@ -40,8 +40,9 @@ class Renderer:
 
     Args:
         scene: its tensors, float32 on a CUDA device, are used where they lie: values changed in place are seen, in
-            graphs too. On the CPU (float32 or float64) `render` draws as `rapfast.rasterization` does, and there are no
-            graphs.
+            graphs too. (Where one is not contiguous or begins off a multiple of 16 bytes, a copy of it is used; so with
+            colors and backgrounds.) On the CPU (float32 or float64) `render` draws as `rapfast.rasterization` does, and
+            there are no graphs.
         max_views: most cameras of a call.
         width, height: of the images, pixels.
         colors: [N, D] instead of the scene's spherical harmonics.
@@ -99,7 +100,10 @@ class Renderer:
             alpha_cap,
         )  # fmt: skip
         # Cameras of zeros see nothing, whatever the scene.
-        self._cameras = [scene.means.new_zeros((self.max_views, n, n)) for n in (4, 3)]
+        with torch.inference_mode(False):  # they are written to later, in any mode
+            self._cameras = [
+                torch.zeros((self.max_views, n, n), dtype=scene.means.dtype, device=scene.means.device) for n in (4, 3)
+            ]
         inputs = _check_inputs(
             scene.means, scene.quats, scene.scales, None, scene.opacities, colors, *self._cameras, backgrounds,
             self._settings,
@@ -214,7 +218,9 @@ class Renderer:
                 x.zero_()
             self._draw(inputs)  # a kernel's first launch loads it, which a capture does not allow
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # A stream of this device: torch's own for captures belongs to the device of the process's first capture.
+            stream = torch.cuda.Stream(self._inputs.means.device)
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 images, alphas = self._draw(inputs)
         self._graphs[n] = _Graph(graph, cameras, images, alphas)
 
@@ -299,7 +305,8 @@ class Renderer:
             )
         self._graphs.clear()
         self._memory = None
-        memory = Memory(self._inputs.means.device)
+        with torch.inference_mode(False):  # it is written to later, in any mode
+            memory = Memory(self._inputs.means.device)
         self._capacity, self._memory = capacity, memory
         try:
             for x in self._cameras:
@@ -325,6 +332,10 @@ class Renderer:
         if self._stream is not None:
             stream.wait_stream(self._stream)
         self._stream = stream
+        if self._memory is not None:
+            # Given back, it must not serve the stream that it was allocated on before this one is done with it.
+            for tensor in (*(self._memory.buffers or ()), self._memory.worst, *self._cameras):
+                tensor.record_stream(stream)
 
 
 class _Graph(NamedTuple):

@@ -282,14 +282,10 @@ def test_stages_one_by_one_equal_the_whole():
     background = torch.rand(3, 3, device=DEVICE)
     s = flat(scene)
     projected = ops.project(s.means, s.quats, s.scales, None, s.opacities, s.viewmats, s.Ks, *SIZE)
-    colors = ops.color(
-        s.means, s.viewmats, s.Ks, s.colors, projected, *SIZE, sh_degree=3, render_mode="RGB+ED"
-    )
+    colors = ops.color(s.means, s.viewmats, s.Ks, s.colors, projected, *SIZE, sh_degree=3, render_mode="RGB+ED")
     tiles = ops.bin(projected, *SIZE)
     blended, alphas = ops.blend(projected, colors, tiles, *SIZE)
-    image, alphas = ops.composite(
-        blended, alphas, n_color_channels=3, backgrounds=background, expected_depth=True
-    )
+    image, alphas = ops.composite(blended, alphas, n_color_channels=3, backgrounds=background, expected_depth=True)
     want = rasterization(*scene, *SIZE, sh_degree=3, render_mode="RGB+ED", backgrounds=background)
     assert_same(image, want[0])
     assert_same(alphas, want[1])

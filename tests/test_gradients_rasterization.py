@@ -12,6 +12,7 @@ from reference_scenes import CAMERA_MODELS, PARAMETERS, make_scene, one_gaussian
 from scenes import assert_same
 from scenes import make_scene as make_crowd
 from torch import Tensor
+from torch.autograd import forward_ad as fwAD
 
 from rapfast import PostProcess, rasterization
 
@@ -406,6 +407,19 @@ def test_inside_a_compiled_function() -> None:
         results.append([x.grad for x in leaves.values()])
     for want, got in zip(*results, strict=True):
         assert_same(got, want)
+
+
+def test_forward_mode_is_refused() -> None:
+    """Not dropped: a tangent of zero would pass for an answer."""
+    scene = make_scene(20, 1, 1, seed=33)
+
+    def drawn(means: Tensor) -> Tensor:
+        return rasterization(**(scene | {"means": means}))[0].sum()
+
+    with pytest.raises(NotImplementedError, match="means carries a tangent of forward-mode differentiation"):
+        torch.func.jvp(drawn, (scene["means"],), (torch.ones_like(scene["means"]),))
+    with fwAD.dual_level(), pytest.raises(NotImplementedError, match="means carries a tangent"):
+        drawn(fwAD.make_dual(scene["means"], torch.ones_like(scene["means"])))
 
 
 @pytest.mark.parametrize("packed", [True, False])

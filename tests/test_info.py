@@ -90,9 +90,7 @@ GPU = {
 }
 
 
-def with_gpu(
-    monkeypatch: pytest.MonkeyPatch, archs: list[str], stages: list[str]
-) -> dict[str, Any]:
+def with_gpu(monkeypatch: pytest.MonkeyPatch, archs: list[str], stages: list[str]) -> dict[str, Any]:
     """collect() as it would be with one GPU and a build for `archs`."""
     build = {**_C.build_info(), "cuda": "13.0", "cuda_archs": archs, "cuda_stages": stages}
 

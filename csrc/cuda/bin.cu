@@ -140,6 +140,12 @@ struct TallyShared {
 // Adding to a few counters from many blocks takes long: the more images, the more counters there are.
 int histogram_copies(int64_t n_images) { return n_images <= 2 ? 8 : n_images <= 16 ? 4 : 1; }
 
+// Room for the copies of n images, and for those of fewer: memory made for a batch serves smaller ones.
+int64_t histogram_rows(int64_t n_images) {
+  if (n_images <= 2) return 8 * n_images;
+  return n_images <= 16 ? max_of<int64_t>(16, 4 * n_images) : max_of<int64_t>(64, n_images);
+}
+
 // One number of an image's histogram: `row` words an image.
 __device__ __forceinline__ uint32_t histogram_at(const BinKernelParams& b, const uint32_t* histograms, int row,
                                                  int64_t image, int i) {
@@ -899,7 +905,7 @@ BinScratch bin_scratch(Arena& arena, int64_t n_images, int64_t n_tiles, int64_t 
   const TilePlan plan = tile_plan(n_tiles, record_capacity);
   const int64_t record_chunks = most_chunks(record_capacity, kBlock * depth_items(record_capacity), n_images);
   const int64_t pair_chunks = most_chunks(capacity, kChunk, n_images);
-  const int64_t copies = histogram_copies(n_images);
+  const int64_t histograms = histogram_rows(n_images);
   BinScratch s{};
   s.depth_keys = arena.take<uint32_t>(record_capacity);
   s.tile_sets = arena.take<uint64_t>(record_capacity);
@@ -912,11 +918,11 @@ BinScratch bin_scratch(Arena& arena, int64_t n_images, int64_t n_tiles, int64_t 
   const int64_t begin = arena.size();
   s.tickets = arena.take<uint32_t>(8);
   s.zero = s.tickets;
-  s.depth_histograms = arena.take<uint32_t>(copies * n_images * kDepthRow);
+  s.depth_histograms = arena.take<uint32_t>(histograms * kDepthRow);
   s.image_records = arena.take<uint32_t>(n_images);
   s.image_pairs = arena.take<uint64_t>(n_images);
-  s.low_differences = arena.take<uint32_t>(copies * n_images * plan.bins);
-  s.high_histogram = arena.take<uint32_t>(copies * n_images * plan.bins);
+  s.low_differences = arena.take<uint32_t>(histograms * plan.bins);
+  s.high_histogram = arena.take<uint32_t>(histograms * plan.bins);
   for (int pass = 0; pass < kDepthPasses; ++pass) {
     s.depth_states[pass] = arena.take<uint32_t>(record_chunks * kDepthBins * (pass == kDepthPasses - 1 ? 2 : 1));
   }

@@ -140,17 +140,11 @@ struct Shared {
 };
 
 __device__ __forceinline__ void copy_async(float4* to, const float* from) {
-#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from));
-#else
-  *to = *reinterpret_cast<const float4*>(from);
-#endif
 }
 
 __device__ __forceinline__ void wait_for_copies() {
-#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
 }
 
 // Draws a tile's rows from part * (rows that a block has) on: up to kChannels channels from

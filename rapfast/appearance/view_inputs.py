@@ -101,8 +101,9 @@ def refuse_gradients(**arguments: Any) -> None:
         for tensor in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 raise NotImplementedError(
-                    f"{name} requires a gradient and rapfast has no backward yet: call under torch.no_grad() for "
-                    'the image alone, or use backend="gsplat" (on a GPU) or backend="reference" for gradients'
+                    f"{name} requires a gradient, which rapfast's colour network does not have: call under "
+                    'torch.no_grad() for the image alone, or use backend="gsplat" (on a GPU) or backend="reference" '
+                    "for gradients"
                 )
 
 

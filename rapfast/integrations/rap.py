@@ -5,7 +5,7 @@
 
 gives the class `render_batch(cameras, pipe, bg_color, ...)` and replaces its `render`. A call that needs gradients,
 that is, with gradients enabled and any of the model's parts or the call's tensors requiring one, runs the class's
-original `render` (gsplat), since rapfast has no backward yet.
+original `render` (gsplat), since rapfast's colour network has no backward.
 
 What is assumed of a model, where `NAMES` gives each part's attribute (or property, or method without arguments):
 

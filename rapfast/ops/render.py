@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,9 @@ from rapfast.postprocess import PostProcess
 
 MAX_INDEX = (1 << 31) - 1
 """Most records, and most (tile, record) pairs, of one native call: their indices are 32 bits."""
+
+MAX_TILES = 1 << 22
+"""Most tiles of an image, or of a band of one, in a native call."""
 
 # Rows per (image, Gaussian) pair and per record that a size seen for the first time starts with. Too few cost
 # one more run of the first stages, once.
@@ -130,7 +133,7 @@ def _form(
     return form, first_row, n_rows
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)  # each may keep a few CUDA graphs, whose memory torch does not count
 def _plan(
     form: _Form, room: _Room, device: int, n_scenes: int, n_cameras: int, n_gaussians: int, n_channels: int,
     n_bases: int, n_color_channels: int, with_net: bool, background_kind: int,
@@ -156,7 +159,7 @@ def _plan(
     )
 
 
-@lru_cache(maxsize=64)
+@cache  # a few bytes each, and captured graphs read them where they lie
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers on the device. Copied there once: each copy from ordinary memory stops the stream."""
     if torch.cuda.is_current_stream_capturing():
@@ -232,6 +235,11 @@ def _run(
     kept = None if memory is None else memory.buffers
     if kept is not None:
         state, work = kept.state, kept.scratch
+        if plan.state_size > state.nbytes or plan.scratch_size > work.nbytes:
+            raise RuntimeError(
+                f"the call needs {plan.state_size} and {plan.scratch_size} bytes of state and scratch, the memory that "
+                f"it is given has {state.nbytes} and {work.nbytes}"
+            )
         work_address = work.data_ptr()
     elif together and plan.state_size + plan.scratch_size <= _SMALL:
         state = work = scratch(means, plan.state_size + plan.scratch_size)
@@ -344,8 +352,8 @@ class Rendered(NamedTuple):
 class _Learnt:
     """Capacities for one problem size, from the calls so far. Results never depend on them.
 
-    They grow at once and shrink when a whole window of calls has needed less than half: sorts run over the
-    capacity, and a call that finds too little room runs twice.
+    They grow at once, for a call that finds too little room runs twice, and shrink when a whole window of calls has
+    needed less than half: room costs memory, and its part that must be zero costs time.
     """
 
     _WINDOW = 16
@@ -460,6 +468,12 @@ def render(
     if render_mode in ("D", "ED"):
         backgrounds = None
     per_camera = colors is not None and colors.dim() - means.dim() == (1 if sh_degree is None else 2)
+    if tile_rows is None and (tiles := -(-width // TILE_SIZE) * -(-height // TILE_SIZE)) > MAX_TILES:
+        raise TooLarge(
+            f"an image of {width}x{height} pixels has {tiles} tiles, more than {MAX_TILES} in one call: render it in "
+            "bands of tile rows",
+            None,
+        )
     form, first_row, n_rows = _form(
         width, height, camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, render_mode,
         alpha_cap, postprocess, backgrounds is not None, per_camera, tile_rows,
@@ -475,7 +489,9 @@ def render(
         )
     mean = std = None
     if postprocess is not None:
-        mean, std = (None if v is None else _constants(v, means.device) for v in (postprocess.mean, postprocess.std))
+        # Under a tracing mode the tensor is the mode's, not to be kept.
+        made = _constants.__wrapped__ if torch._C._len_torch_dispatch_stack() else _constants
+        mean, std = (None if v is None else made(v, means.device) for v in (postprocess.mean, postprocess.std))
     inputs = means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std
     net = operator_arguments(network, network_input)
     extras: dict[str, Any] = {}

@@ -79,13 +79,15 @@ class ScoreGraphs:
             if self._done is not None:
                 stream.wait_event(self._done)  # another stream may still use the graphs' memory
             most = max(n for n in BATCHES if n <= max(at_once, 1))
-            for part, out in zip(pictures.split(most), scores.split(most), strict=True):
-                graph = self._graph(score, part) if self._works else None
-                if graph is None:
-                    out.copy_(score(part.to(_wide(part))))
-                else:
-                    graph(part, out)
-            self._done = stream.record_event()
+            try:
+                for part, out in zip(pictures.split(most), scores.split(most), strict=True):
+                    graph = self._graph(score, part) if self._works else None
+                    if graph is None:
+                        out.copy_(score(part.to(_wide(part))))
+                    else:
+                        graph(part, out)
+            finally:
+                self._done = stream.record_event()
             return scores
 
     def _graph(self, score: Score, pictures: Tensor) -> _Graph | None:

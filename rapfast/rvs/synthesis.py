@@ -230,7 +230,7 @@ class RandomViewSynthesizer:
         if not len(viewmats):
             return np.zeros(0, dtype=bool)
         # Counts of some are enough where they are more than one.
-        step = -(-len(geometry[0]) // SAMPLE)
+        step = -(-len(geometry[0]) // SAMPLE) or 1
         some = [part[::step] for part in geometry]
         counts = [_valid_counts(*some, part, self.K) for part in viewmats.split(64)]
         result = np.zeros(len(viewmats), dtype=bool)
