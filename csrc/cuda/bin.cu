@@ -660,7 +660,7 @@ __global__ void __launch_bounds__(R::kThreads, 2) emit_kernel(BinKernelParams b)
       for (int j = 0; j < R::kItems; ++j) {
         if ((valid >> j & 1u) == 0) continue;
         const uint32_t digit = R::digit_of(tags[j]);
-      const uint32_t at = shared.chunk_first[digit] + R::place_of(shared.ranking, tags[j]);
+        const uint32_t at = shared.chunk_first[digit] + R::place_of(shared.ranking, tags[j]);
         shared.sorted[at] = items[j];
         shared.digits[at] = uint16_t(digit);
       }
