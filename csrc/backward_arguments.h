@@ -6,28 +6,21 @@
 #include "color_bwd.h"
 #include "composite_bwd.h"
 #include "project_bwd.h"
+#include "stage_arguments.h"
 
 namespace rapfast {
 
 template <typename T>
 ProjectBwdParams<T> read_project_bwd(Arguments& a) {
   ProjectBwdParams<T> p;
-  p.n_scenes = a.get<int64_t>("n_scenes");
-  p.n_cameras = a.get<int64_t>("n_cameras");
-  p.n_gaussians = a.get<int64_t>("n_gaussians");
+  read_scene_sizes(a, p);
   p.width = a.get<int32_t>("width");
   p.height = a.get<int32_t>("height");
   p.camera_model = static_cast<CameraModel>(a.get<int32_t>("camera_model"));
   p.antialiased = a.get<bool>("antialiased");
   p.dense_means2d = a.get<bool>("dense_means2d");
   p.eps2d = T(a.get<double>("eps2d"));
-  p.means = a.pointer<const T>("means");
-  p.quats = a.pointer<const T>("quats");
-  p.scales = a.pointer<const T>("scales");
-  p.covars = a.pointer<const T>("covars");
-  p.opacities = a.pointer<const T>("opacities");
-  p.viewmats = a.pointer<const T>("viewmats");
-  p.Ks = a.pointer<const T>("Ks");
+  read_geometry(a, p);
   p.gaussian_ids = a.pointer<const int32_t>("gaussian_ids");
   p.image_offsets = a.pointer<const int64_t>("image_offsets");
   p.v_records = a.pointer<const Record<T>>("v_records");
@@ -45,14 +38,8 @@ ProjectBwdParams<T> read_project_bwd(Arguments& a) {
 template <typename T>
 ColorBwdParams<T> read_color_bwd(Arguments& a) {
   ColorBwdParams<T> p;
-  p.n_scenes = a.get<int64_t>("n_scenes");
-  p.n_cameras = a.get<int64_t>("n_cameras");
-  p.n_gaussians = a.get<int64_t>("n_gaussians");
-  p.sh_degree = a.get<int32_t>("sh_degree");
-  p.n_bases = a.get<int64_t>("n_bases");
-  p.n_channels = a.get<int64_t>("n_color_channels");
-  p.per_camera = a.get<bool>("per_camera");
-  p.depth_channel = static_cast<DepthChannel>(a.get<int32_t>("depth_channel"));
+  read_scene_sizes(a, p);
+  read_color_form(a, p);
   p.means = a.pointer<const T>("means");
   p.viewmats = a.pointer<const T>("viewmats");
   p.colors = a.pointer<const T>("colors");
@@ -71,19 +58,7 @@ ColorBwdParams<T> read_color_bwd(Arguments& a) {
 template <typename T>
 BlendBwdParams<T> read_blend_bwd(Arguments& a) {
   BlendBwdParams<T> p;
-  p.n_images = a.get<int64_t>("n_images");
-  p.width = a.get<int32_t>("width");
-  p.height = a.get<int32_t>("height");
-  p.tiles_x = a.get<int32_t>("tiles_x");
-  p.tiles_y = a.get<int32_t>("tiles_y");
-  p.n_channels = a.get<int64_t>("n_channels");
-  p.alpha_cap = T(a.get<double>("alpha_cap"));
-  p.records = a.pointer<const Record<T>>("records");
-  p.record_colors = a.pointer<const T>("record_colors");
-  p.color_stride = a.get<int64_t>("color_stride");
-  p.image_offsets = a.pointer<const int64_t>("image_offsets");
-  p.tile_offsets = a.pointer<const int64_t>("tile_offsets");
-  p.tile_records = a.pointer<const int32_t>("tile_records");
+  read_blend_inputs(a, p);
   p.v_colors = a.pointer<const T>("v_colors");
   p.v_alphas = a.pointer<const T>("v_alphas");
   p.v_records = a.pointer<Record<T>>("v_records");
@@ -95,19 +70,8 @@ BlendBwdParams<T> read_blend_bwd(Arguments& a) {
 template <typename T>
 CompositeBwdParams<T> read_composite_bwd(Arguments& a) {
   CompositeBwdParams<T> p;
-  p.n_images = a.get<int64_t>("n_images");
-  p.width = a.get<int32_t>("width");
-  p.height = a.get<int32_t>("height");
-  p.out_width = a.get<int32_t>("out_width");
-  p.out_height = a.get<int32_t>("out_height");
-  p.n_channels = a.get<int64_t>("n_channels");
-  p.n_color_channels = a.get<int64_t>("n_color_channels");
-  p.expected_depth = a.get<bool>("expected_depth");
-  p.clamp = a.get<bool>("clamp");
-  p.channels_first = a.get<bool>("channels_first");
-  p.clamp_min = T(a.get<double>("clamp_min"));
-  p.clamp_max = T(a.get<double>("clamp_max"));
-  p.background_kind = static_cast<BackgroundKind>(a.get<int32_t>("background_kind"));
+  read_composite_sizes(a, p);
+  read_composite_form(a, p);
   p.colors = a.pointer<const T>("colors");
   p.alphas = a.pointer<const T>("alphas");
   p.backgrounds = a.pointer<const T>("backgrounds");

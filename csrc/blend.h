@@ -11,8 +11,8 @@ struct BlendParams {
   int64_t n_images;          // I
   int32_t width, height;     // pixels
   int32_t tiles_x, tiles_y;  // of what is drawn
-  // Where an image is drawn in bands: the row of tiles that the band begins with. Lists and outputs are
-  // those of the band, tiles_y rows of tiles, alone.
+  // Where the GPU draws an image in bands: the row of tiles that the band begins with. Lists and outputs are
+  // those of the band, tiles_y rows of tiles, alone. The CPU draws whole images.
   int32_t first_tile_row = 0;
   int64_t n_channels;        // D, depth included
   T alpha_cap;               // keeps 1 / (1 - alpha) finite in the backward pass

@@ -11,12 +11,30 @@
 
 namespace rapfast {
 
-// Sizes and options of the projection; the rest are addresses.
-template <typename T>
-void read_project_form(Arguments& a, ProjectParams<T>& p) {
+// The parts that several Params have, a stage's and its backward's among them, are read by one function each.
+
+template <typename T, template <typename> class Params>
+void read_scene_sizes(Arguments& a, Params<T>& p) {
   p.n_scenes = a.get<int64_t>("n_scenes");
   p.n_cameras = a.get<int64_t>("n_cameras");
   p.n_gaussians = a.get<int64_t>("n_gaussians");
+}
+
+template <typename T, template <typename> class Params>
+void read_geometry(Arguments& a, Params<T>& p) {
+  p.means = a.pointer<const T>("means");
+  p.quats = a.pointer<const T>("quats");
+  p.scales = a.pointer<const T>("scales");
+  p.covars = a.pointer<const T>("covars");
+  p.opacities = a.pointer<const T>("opacities");
+  p.viewmats = a.pointer<const T>("viewmats");
+  p.Ks = a.pointer<const T>("Ks");
+}
+
+// Sizes and options of the projection; the rest are addresses.
+template <typename T>
+void read_project_form(Arguments& a, ProjectParams<T>& p) {
+  read_scene_sizes(a, p);
   p.options.width = a.get<int32_t>("width");
   p.options.height = a.get<int32_t>("height");
   p.options.camera_model = static_cast<CameraModel>(a.get<int32_t>("camera_model"));
@@ -31,13 +49,7 @@ template <typename T>
 ProjectParams<T> read_project(Arguments& a) {
   ProjectParams<T> p;
   read_project_form(a, p);
-  p.means = a.pointer<const T>("means");
-  p.quats = a.pointer<const T>("quats");
-  p.scales = a.pointer<const T>("scales");
-  p.covars = a.pointer<const T>("covars");
-  p.opacities = a.pointer<const T>("opacities");
-  p.viewmats = a.pointer<const T>("viewmats");
-  p.Ks = a.pointer<const T>("Ks");
+  read_geometry(a, p);
   p.capacity = a.get<int64_t>("capacity");
   p.records = a.pointer<Record<T>>("records");
   p.radii = a.pointer<int32_t>("radii");
@@ -47,8 +59,8 @@ ProjectParams<T> read_project(Arguments& a) {
   return p;
 }
 
-template <typename T>
-void read_color_form(Arguments& a, ColorParams<T>& p) {
+template <typename T, template <typename> class Params>
+void read_color_form(Arguments& a, Params<T>& p) {
   p.sh_degree = a.get<int32_t>("sh_degree");
   p.n_bases = a.get<int64_t>("n_bases");
   p.n_channels = a.get<int64_t>("n_color_channels");
@@ -59,9 +71,7 @@ void read_color_form(Arguments& a, ColorParams<T>& p) {
 template <typename T>
 ColorParams<T> read_color(Arguments& a) {
   ColorParams<T> p;
-  p.n_scenes = a.get<int64_t>("n_scenes");
-  p.n_cameras = a.get<int64_t>("n_cameras");
-  p.n_gaussians = a.get<int64_t>("n_gaussians");
+  read_scene_sizes(a, p);
   p.width = a.get<int32_t>("width");
   p.height = a.get<int32_t>("height");
   p.means = a.pointer<const T>("means");
@@ -131,9 +141,9 @@ BinParams<T> read_bin(Arguments& a) {
   return p;
 }
 
-template <typename T>
-BlendParams<T> read_blend(Arguments& a) {
-  BlendParams<T> p;
+// What is blended.
+template <typename T, template <typename> class Params>
+void read_blend_inputs(Arguments& a, Params<T>& p) {
   p.n_images = a.get<int64_t>("n_images");
   p.width = a.get<int32_t>("width");
   p.height = a.get<int32_t>("height");
@@ -147,14 +157,20 @@ BlendParams<T> read_blend(Arguments& a) {
   p.image_offsets = a.pointer<const int64_t>("image_offsets");
   p.tile_offsets = a.pointer<const int64_t>("tile_offsets");
   p.tile_records = a.pointer<const int32_t>("tile_records");
+}
+
+template <typename T>
+BlendParams<T> read_blend(Arguments& a) {
+  BlendParams<T> p;
+  read_blend_inputs(a, p);
   p.colors = a.pointer<T>("colors");
   p.alphas = a.pointer<T>("alphas");
   return p;
 }
 
-// What composite does to an image, addresses aside.
-template <typename T>
-void read_composite_options(Arguments& a, CompositeParams<T>& p) {
+// What composite does to an image, addresses and pixel type aside.
+template <typename T, template <typename> class Params>
+void read_composite_form(Arguments& a, Params<T>& p) {
   p.out_width = a.get<int32_t>("out_width");
   p.out_height = a.get<int32_t>("out_height");
   p.expected_depth = a.get<bool>("expected_depth");
@@ -163,17 +179,27 @@ void read_composite_options(Arguments& a, CompositeParams<T>& p) {
   p.clamp_min = T(a.get<double>("clamp_min"));
   p.clamp_max = T(a.get<double>("clamp_max"));
   p.background_kind = static_cast<BackgroundKind>(a.get<int32_t>("background_kind"));
-  p.pixel_type = static_cast<PixelType>(a.get<int32_t>("pixel_type"));
 }
 
 template <typename T>
-CompositeParams<T> read_composite(Arguments& a) {
-  CompositeParams<T> p;
+void read_composite_options(Arguments& a, CompositeParams<T>& p) {
+  read_composite_form(a, p);
+  p.pixel_type = static_cast<PixelType>(a.get<int32_t>("pixel_type"));
+}
+
+template <typename T, template <typename> class Params>
+void read_composite_sizes(Arguments& a, Params<T>& p) {
   p.n_images = a.get<int64_t>("n_images");
   p.width = a.get<int32_t>("width");
   p.height = a.get<int32_t>("height");
   p.n_channels = a.get<int64_t>("n_channels");
   p.n_color_channels = a.get<int64_t>("n_color_channels");
+}
+
+template <typename T>
+CompositeParams<T> read_composite(Arguments& a) {
+  CompositeParams<T> p;
+  read_composite_sizes(a, p);
   p.colors = a.pointer<const T>("colors");
   p.alphas = a.pointer<const T>("alphas");
   read_composite_options(a, p);

@@ -80,13 +80,6 @@ void accumulate(int n_batch, int64_t d_padded, TileState<T>& s) {
 }
 
 template <typename T>
-bool any_live(const TileState<T>& s) {
-  T sum = T(0);
-  for (T t : s.live) sum += t;
-  return sum > T(0);
-}
-
-template <typename T>
 void blend_tile(const BlendParams<T>& p, int64_t image, int32_t tx, int32_t ty) {
   thread_local TileState<T> s;
   const int64_t tile = (image * p.tiles_y + ty) * p.tiles_x + tx;
@@ -105,7 +98,7 @@ void blend_tile(const BlendParams<T>& p, int64_t image, int32_t tx, int32_t ty) 
   s.sums.assign(size_t(d_padded) * kTilePixels, T(0));
   s.batch_colors.assign(size_t(d_padded) * kBatch, T(0));
 
-  for (int64_t b = begin; b < end && any_live(s); b += kBatch) {
+  for (int64_t b = begin; b < end && any_live(s.live); b += kBatch) {
     const int n_batch = int(std::min<int64_t>(kBatch, end - b));
     for (int g = 0; g < n_batch; ++g) {
       const int64_t m = first_record + p.tile_records[b + g];

@@ -1,4 +1,4 @@
-// How much of a pixel a Gaussian covers: what the blend and its backward must agree on to the last bit,
+// How much of a pixel a Gaussian covers, and which pixels are open: what the blend and its backward must agree on to the last bit,
 // since the one decides what is drawn and the other must decide the same.
 #pragma once
 
@@ -51,6 +51,14 @@ inline __attribute__((always_inline)) PixelAlphas<T> pixel_alphas(const Record<T
   const V capped = uncapped > alpha_cap ? zero + alpha_cap : uncapped;
   const auto drawn = (sigma >= zero) & (sigma < limit) & (capped >= Constants<T>::kAlphaCut);
   return {uncapped, drawn ? capped : zero};
+}
+
+// Whether a pixel of a tile is still open: `live` is its transmittance, 0 once it has stopped.
+template <typename T>
+bool any_live(const T (&live)[kTilePixels]) {
+  T sum = T(0);
+  for (T t : live) sum += t;
+  return sum > T(0);
 }
 
 }  // namespace rapfast

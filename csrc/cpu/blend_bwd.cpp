@@ -164,13 +164,6 @@ void color_sums(int64_t d_padded, int row_begin, int row_end, const TileState<T>
   }
 }
 
-template <typename T>
-bool any_live(const TileState<T>& s) {
-  T sum = T(0);
-  for (T t : s.live) sum += t;
-  return sum > T(0);
-}
-
 // Fills the partial sums of the tile's list as far as any pixel is drawn; returns how far that is.
 template <typename T>
 int64_t blend_tile_bwd(const BlendBwdParams<T>& p, const Layout<T>& layout, int64_t tile, T* partials) {
@@ -193,7 +186,7 @@ int64_t blend_tile_bwd(const BlendBwdParams<T>& p, const Layout<T>& layout, int6
   }
   s.checkpoints.clear();
   int64_t reached = begin;
-  while (reached < end && any_live(s)) {
+  while (reached < end && any_live(s.live)) {
     s.checkpoints.insert(s.checkpoints.end(), s.live, s.live + kTilePixels);
     const int64_t stop = std::min<int64_t>(reached + kBatch, end);
     for (; reached < stop; ++reached) {
