@@ -621,14 +621,13 @@ def test_gpu_everywhere_the_same(on_gpu):
     assert_same_batches(replayed[:4], want[:4])
 
 
-@pytest.mark.cuda
-def test_gpu_batches_are_whole_on_any_stream_and_memory_is_not_reused_early(on_gpu):
-    """A consumer that lags behind on a stream of its own, and drops each batch at once, reads what was rendered."""
+def assert_late_reader_sees_all(on_gpu, stream, **options):
+    """One that is busy on a stream of its own, and drops each batch at once."""
     want = [batch["image"].double().sum() for batch in plain(on_gpu(), 6)]
-    busy = torch.randn(4096, 4096, device="cuda")
-    stream, sums = torch.cuda.Stream(priority=-1), []
-    stream.wait_stream(torch.cuda.current_stream())
-    with on_gpu(depth=1) as views, torch.cuda.stream(stream):
+    busy = torch.randn(4096, 4096, device=stream.device)
+    sums = []
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with on_gpu(depth=1, **options) as views, torch.cuda.stream(stream):
         for _ in range(6):
             for batch in views:
                 for _ in range(10):
@@ -637,6 +636,12 @@ def test_gpu_batches_are_whole_on_any_stream_and_memory_is_not_reused_early(on_g
                 del batch
     stream.synchronize()
     assert torch.allclose(torch.stack(sums).cpu(), torch.stack(want), rtol=1e-12)
+
+
+@pytest.mark.cuda
+def test_gpu_batches_are_whole_on_any_stream_and_memory_is_not_reused_early(on_gpu):
+    """A consumer that lags behind on a stream of its own, and drops each batch at once, reads what was rendered."""
+    assert_late_reader_sees_all(on_gpu, torch.cuda.Stream(priority=-1))
 
 
 @pytest.mark.cuda
@@ -693,19 +698,7 @@ def test_gpu_another_one_makes_the_maps_of_images_there(on_gpu, two_gpus, scene,
 def test_gpu_another_ones_batches_are_whole_when_read_late(on_gpu, two_gpus):
     """As above for one GPU: work in front of the consumer's stream, and batches dropped at once."""
     here, there = two_gpus
-    want = [batch["image"].double().sum() for batch in plain(on_gpu(), 6)]
-    busy = torch.randn(4096, 4096, device=here)
-    stream, sums = torch.cuda.Stream(here), []
-    stream.wait_stream(torch.cuda.current_stream(here))
-    with on_gpu(depth=1, where=there) as views, torch.cuda.stream(stream):
-        for _ in range(6):
-            for batch in views:
-                for _ in range(10):
-                    torch.mm(busy, busy)
-                sums.append(batch["image"].double().sum())
-                del batch
-    stream.synchronize()
-    assert torch.allclose(torch.stack(sums).cpu(), torch.stack(want), rtol=1e-12)
+    assert_late_reader_sees_all(on_gpu, torch.cuda.Stream(here), where=there)
 
 
 # --- the example --------------------------------------------------------------------------------------------------

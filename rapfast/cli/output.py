@@ -6,27 +6,35 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from ..io.atomic import atomic_path
 
 
-def prepare_folder(path: Path, overwrite: bool) -> Path:
-    """Make the output folder and try it; ValueError where it holds something and `overwrite` is not set."""
+@contextmanager
+def folder_errors(path: Path) -> Iterator[None]:
+    """The system's reasons why an output folder cannot be made or read, as sentences."""
     try:
-        if path.is_dir():
-            if not overwrite and any(path.iterdir()):
-                raise ValueError(f"{path}: the output folder is not empty; name another or give --overwrite")
-        else:
-            path.mkdir(parents=True)
+        yield
     except FileExistsError:
         raise NotADirectoryError(f"{path}: cannot be the output folder: it is a file") from None
     except NotADirectoryError:
         raise NotADirectoryError(f"{path}: cannot be made: a part of it is a file") from None
     except PermissionError:
         raise PermissionError(f"{path}: cannot be made or read: permission denied") from None
+
+
+def prepare_folder(path: Path, overwrite: bool) -> Path:
+    """Make the output folder and try it; ValueError where it holds something and `overwrite` is not set."""
+    with folder_errors(path):
+        if path.is_dir():
+            if not overwrite and any(path.iterdir()):
+                raise ValueError(f"{path}: the output folder is not empty; name another or give --overwrite")
+        else:
+            path.mkdir(parents=True)
     try:
         with atomic_path(path / "rapfast.writable"):
             raise _TriedError

@@ -24,6 +24,7 @@ from ..cameras import Cameras
 from ..io.atomic import atomic_write
 from ..io.files import load_json, shorten
 from ..rvs.hashes import bytes_fingerprint, file_fingerprint
+from .output import folder_errors
 
 FORMAT = "rapfast rvs 1"
 MANIFEST, PROGRESS, LOCK, CAMERAS = "manifest.json", "progress.jsonl", ".rvs.lock", "cameras.json"
@@ -183,14 +184,8 @@ class SetFolder:
 
 def make_folder(path: Path) -> None:
     """Make an output folder; the system's reasons as sentences."""
-    try:
+    with folder_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(f"{path}: cannot be the output folder: it is a file") from None
-    except NotADirectoryError:
-        raise NotADirectoryError(f"{path}: cannot be made: a part of it is a file") from None
-    except PermissionError:
-        raise PermissionError(f"{path}: cannot be made or read: permission denied") from None
 
 
 def _locked(path: Path) -> int:
