@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -85,7 +85,8 @@ def rasterization(
         opacities: 0 to 1. Above 1 the drawn alpha is still capped and the bounds stay at 3.33 sigma, as in
             gsplat; below 1/255 nothing is drawn.
         colors: with ``sh_degree`` None colours of any number D of channels, else spherical-harmonic
-            coefficients, K >= (sh_degree + 1)^2, in INRIA's order; shared by the cameras or one set for each.
+            coefficients, K >= (sh_degree + 1)^2, in INRIA's order; shared by the cameras or one set for each. Those of
+            one scene given to all by ``expand`` are read where they are; any other tensor is made contiguous.
         viewmats: world to camera, OpenCV axes (x right, y down, z forward).
         Ks: intrinsics in pixels; pixel centres lie at +0.5. Skew is not used.
         width, height: of the images, pixels.
@@ -464,7 +465,7 @@ def _rapfast(
         "far_plane": s.far_plane, "radius_clip": s.radius_clip,
     }  # fmt: skip
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
-    b = math.prod(batch_dims)
+    n_batch_dims = len(batch_dims)
 
     def flat(tensor: Tensor | None) -> Tensor | None:
         """Leading batch dimensions as one, in memory order."""
@@ -472,8 +473,9 @@ def _rapfast(
             return None
         if tensor.requires_grad:
             tensor = tensor.detach()
-        return tensor.reshape(b, *tensor.shape[len(batch_dims) :]).contiguous()
+        return tensor.reshape(tensor.shape[:n_batch_dims].numel(), *tensor.shape[n_batch_dims:]).contiguous()
 
+    inputs = inputs._replace(colors=_shared(inputs.colors, batch_dims, s))
     means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = map(flat, inputs)
     if backgrounds is not None:
         backgrounds = backgrounds.flatten(0, 1)
@@ -596,6 +598,8 @@ def _at_once(
     """
     means, viewmats = inputs.means, inputs.viewmats
     batch_dims, n, c = means.shape[:-2], means.shape[-2], viewmats.shape[-3]
+    if batch_dims:
+        inputs = inputs._replace(colors=_shared(inputs.colors, batch_dims, s))
     means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = [
         t if t is None or t.is_contiguous() else t.contiguous() for t in inputs
     ]
@@ -634,6 +638,18 @@ def _at_once(
     if batch_dims:
         images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (images, alphas))
     return images, alphas, meta
+
+
+def _shared(colors: Tensor | None, batch_dims: Sequence[int], s: _Settings) -> Tensor | None:
+    """Colours that are one scene's memory, expanded over all scenes, as that scene's, [1 ..., N, ...]: the stages take
+    them so, and no copy is made for each scene. Others as they are."""
+    if colors is None or math.prod(batch_dims) <= 1:
+        return colors
+    per_camera = colors.dim() - len(batch_dims) == (3 if s.sh_degree is None else 4)
+    strides = colors.stride()[: len(batch_dims)]
+    if per_camera or any(stride != 0 for stride, size in zip(strides, batch_dims, strict=True) if size > 1):
+        return colors
+    return colors[(slice(0, 1),) * len(batch_dims)]
 
 
 def _kept(rendered: Rendered) -> split.Views:

@@ -136,7 +136,7 @@ def _form(
 @lru_cache(maxsize=32)  # each may keep a few CUDA graphs, whose memory torch does not count
 def _plan(
     form: _Form, room: _Room, device: int, n_scenes: int, n_cameras: int, n_gaussians: int, n_channels: int,
-    n_bases: int, n_color_channels: int, with_net: bool, background_kind: int,
+    n_bases: int, n_color_channels: int, shared_colors: bool, with_net: bool, background_kind: int,
 ) -> Any:  # fmt: skip
     """A call in the native module's form, but for its addresses: what a loop's next call will ask for again."""
     numbers = form._asdict()
@@ -151,6 +151,7 @@ def _plan(
         n_channels=n_channels,
         n_bases=n_bases,
         n_color_channels=n_color_channels,
+        shared_colors=shared_colors,
         with_net=with_net,
         background_kind=background_kind,
         clamp=clamp_min is not None,
@@ -199,9 +200,10 @@ def _plan_of(means: Tensor, viewmats: Tensor, colors: Tensor | None, backgrounds
     shape = means.shape
     n_scenes, n_cameras = shape[0] if len(shape) == 3 else math.prod(shape[:-2]), viewmats.shape[-3]
     n_channels = output_channels(colors, form.depth_channel)
+    shared = n_scenes > 1 and colors is not None and colors.shape[: len(shape) - 2].numel() == 1
     plan = _plan(
         form, room, means.get_device(), n_scenes, n_cameras, shape[-2], n_channels,
-        colors.shape[-2] if form.sh_degree >= 0 else 1, 3 if colors is None else colors.shape[-1], with_net,
+        colors.shape[-2] if form.sh_degree >= 0 else 1, 3 if colors is None else colors.shape[-1], shared, with_net,
         0 if backgrounds is None else 1 if backgrounds.dim() == 2 else 2,
     )  # fmt: skip
     return plan, n_scenes * n_cameras, n_channels
@@ -407,7 +409,7 @@ def render(
     scales: Tensor | None,  # [..., N, 3]
     covars: Tensor | None,  # [..., N, 3, 3]
     opacities: Tensor,  # [..., N]
-    colors: Tensor | None,  # [..., (C,) N, D] or [..., (C,) N, K, 3]
+    colors: Tensor | None,  # [..., (C,) N, D] or [..., (C,) N, K, 3]; [1 ..., N, ...]: of all scenes
     viewmats: Tensor,  # [..., C, 4, 4]
     Ks: Tensor,  # [..., C, 3, 3]
     backgrounds: Tensor | None,  # [I, Dc] or [I, H, W, Dc], of the tile rows alone
