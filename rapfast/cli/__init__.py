@@ -1,4 +1,4 @@
-"""The `rapfast` command: info, render, demo, rvs, convert.
+"""The `rapfast` command: info, render, demo, rvs, augment, convert.
 
 Each subcommand is a dataclass whose fields are its options and whose `run()` does the work; tyro turns the fields and
 their docstrings into the parser and its help. Whatever goes wrong ends in one sentence on stderr and an exit status:
@@ -30,6 +30,9 @@ rapfast render scene.ply --cameras sparse/0 --out pictures
 
 rapfast rvs output/church --poses data/church/sparse/0 --views 5000 --out church_views
   random views of a RAP scene around known poses, as pictures, poses and a manifest
+
+rapfast augment --batch --provider synthetic --video_list demo --output_root films
+  an avatar's video from other viewpoints, a film for each set of camera parameters
 
 rapfast convert scene.ply scene.spz
   another file format
@@ -75,13 +78,14 @@ def _parse(arguments: list[str]) -> Command:
     except ImportError:
         print("rapfast: the command line needs tyro and rich: pip install tyro rich", file=sys.stderr)
         raise SystemExit(2) from None
+    from .augment import Augment
     from .convert import Convert
     from .demo import Demo
     from .info import Info
     from .render import Render
     from .rvs import Rvs
 
-    commands = {"render": Render, "demo": Demo, "rvs": Rvs, "convert": Convert, "info": Info}
+    commands = {"render": Render, "demo": Demo, "rvs": Rvs, "augment": Augment, "convert": Convert, "info": Info}
     return tyro.extras.subcommand_cli_from_dict(
         commands, prog="rapfast", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )

@@ -50,6 +50,15 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     return size
 
 
+def parse_bytes(text: str, option: str) -> int:
+    """Bytes of "8GiB", "500MB" or a plain number."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    if not match or (match[3] and not match[2]):
+        raise ValueError(f"{option} must be a number of bytes, as 8GiB or 500MB, got {text!r}")
+    power = "_kMGT".index(match[2].replace("K", "k") or "_")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
 def parse_device(text: str) -> torch.device:
     """The torch device of "auto", "cpu", "cuda" or "cuda:1"; ValueError where there is no such device."""
     if text == "auto":

@@ -6,25 +6,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from ..io.atomic import atomic_path
-
-
-@contextmanager
-def folder_errors(path: Path) -> Iterator[None]:
-    """The system's reasons why an output folder cannot be made or read, as sentences."""
-    try:
-        yield
-    except FileExistsError:
-        raise NotADirectoryError(f"{path}: cannot be the output folder: it is a file") from None
-    except NotADirectoryError:
-        raise NotADirectoryError(f"{path}: cannot be made: a part of it is a file") from None
-    except PermissionError:
-        raise PermissionError(f"{path}: cannot be made or read: permission denied") from None
+from ..io.folders import folder_errors
 
 
 def prepare_folder(path: Path, overwrite: bool) -> Path:
