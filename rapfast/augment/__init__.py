@@ -12,7 +12,7 @@ from .job import AugmentationJob, Counts, Summary, VideoError
 from .output import OutputFolder, film_path, params_path
 from .provider import Identity, Motion, Provider, Video, Viewpoint, load_provider
 from .rendering import Features, FrameRenderer
-from .viewpoints import drawn_viewpoint, fixed_viewpoint, set_seed
+from .viewpoints import drawn_viewpoint, film_cameras, fixed_viewpoint, set_seed
 
 __all__ = [
     "DIFFICULTIES",
@@ -37,6 +37,7 @@ __all__ = [
     "Viewpoint",
     "composite",
     "drawn_viewpoint",
+    "film_cameras",
     "film_path",
     "fixed_viewpoint",
     "load_provider",

@@ -253,7 +253,8 @@ class AugmentationJob:
             entry = {
                 "frames": n_frames, "fps": fps, "width": view.width, "height": view.height, "pngs": pngs,
                 "viewpoint": drawn_viewpoint(s.difficulty, set_words), "difficulty": s.difficulty_name,
-                "draw": s.draw, "base": _as_json(view),
+                "draw": s.draw, "fixed_viewpoint": type(self.provider).cameras is Provider.cameras,
+                "base": _as_json(view),
             }  # fmt: skip
             key = s.name, name
             targets.append(FilmTarget(folder.begin(key, pngs), partial(folder.finish, key, entry)))

@@ -12,8 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from .difficulties import DRAWN, Difficulty
+from rapfast.cameras import Cameras
+from rapfast.io.files import PathLike, load_json
+
+from .difficulties import DRAWN, Difficulty, difficulty_of
 from .provider import Viewpoint
 
 _SWAYS = (0.37, 0.93, 1.71)
@@ -68,6 +72,30 @@ def fixed_viewpoint(
     K[0, 0] *= values["focal"]
     K[1, 1] *= values["focal"]
     return np.linalg.inv(poses), np.tile(K, (n_frames, 1, 1))
+
+
+def film_cameras(params: PathLike, set_name: str, video: str) -> Cameras:
+    """The cameras of a film's frames, made again from augmentation_params.json.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no such film, or the provider made its cameras in a way of its own.
+    """
+    content = load_json(params)
+    try:
+        film = content["sets"][set_name][video]
+        ranges, seed = content["difficulties"][film["difficulty"]], content["settings"]["seed"]
+        view = Viewpoint(**{name: film["base"][name] for name in ("viewmat", "K", "target")},
+                         width=film["width"], height=film["height"])  # fmt: skip
+        fixed, n_frames, fps = film["fixed_viewpoint"], film["frames"], film["fps"]
+    except (KeyError, TypeError):
+        raise ValueError(f"{params}: holds no film of the set {set_name} and the video {video}") from None
+    if not fixed:
+        raise ValueError(f"{params}: the provider made the cameras of {video} itself")
+    words = set_seed(seed, film["difficulty"], film["draw"], video)
+    difficulty = difficulty_of(film["difficulty"], ranges, str(params))
+    viewmats, Ks = fixed_viewpoint(view, difficulty, n_frames, fps, words)
+    return Cameras(torch.from_numpy(viewmats).float(), torch.from_numpy(Ks).float(), view.width, view.height)
 
 
 def _draw(difficulty: Difficulty, seed: Sequence[int]) -> tuple[dict[str, float], np.random.RandomState]:
