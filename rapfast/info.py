@@ -21,6 +21,7 @@ PACKAGES: dict[str, str | None] = {
     "tyro": None,
     "rich": None,
     "av": "video",
+    "safetensors": "augment",
     "gsply": "formats",
     "gsplat": "bench",
     "pytest": "test",
@@ -30,6 +31,7 @@ PACKAGES: dict[str, str | None] = {
 # What an absent package means to a user.
 PURPOSE = {
     "av": "MP4 output",
+    "safetensors": "sequences on disk for `rapfast augment`",
     "gsply": "reading .spz, SOG and compressed PLY scenes",
     "gsplat": "backend='gsplat' and the comparison benchmarks",
 }

@@ -97,7 +97,9 @@ class VideoWriter:
     Args:
         quality: x264's constant rate factor; lower is better and larger.
         preset: x264's, from "ultrafast" to "veryslow".
-        threads: of the encoder, which share the frames; None: as many as it likes. The file's bytes depend on it.
+        threads: of the encoder, which share the frames; None: as many as it likes.
+        reproducible: the same frames, options and `threads` give the same file, byte for byte, on one machine. x264's
+            macroblock tree is left out for it: under load, its results were seen to vary.
         fragmented: write a second at a time, so that what a killed process leaves can be played up to its last whole
             second (under its temporary name). A finished file is an ordinary MP4 where PyAV has FFmpeg 8 or newer, else
             it stays in fragments.
@@ -110,7 +112,7 @@ class VideoWriter:
 
     def __init__(
         self, path: PathLike, width: int, height: int, fps: float = 30.0, quality: int = 20, *,
-        preset: str = "veryfast", threads: int | None = None, fragmented: bool = False,
+        preset: str = "veryfast", threads: int | None = None, fragmented: bool = False, reproducible: bool = False,
     ) -> None:  # fmt: skip
         if width < 1 or height < 1:
             raise ValueError(f"width and height must be at least 1, got {width}x{height}")
@@ -122,7 +124,7 @@ class VideoWriter:
         self.frames = 0
         self._fps = Fraction(fps).limit_denominator(1001)
         self._quality, self._preset, self._threads = quality, preset, threads
-        self._fragmented = fragmented
+        self._fragmented, self._reproducible = fragmented, reproducible
 
     def __enter__(self) -> VideoWriter:
         import av
@@ -131,6 +133,8 @@ class VideoWriter:
         self._temporary = self._place.__enter__()
         try:
             muxing, coding = {"movflags": "+faststart"}, {"crf": str(self._quality), "preset": self._preset}
+            if self._reproducible:
+                coding["x264-params"] = "mbtree=0"
             if self._fragmented:
                 muxing = {"movflags": _fragments(av), "flush_packets": "1"}
                 coding["g"] = str(max(1, round(self._fps)))  # a fragment begins with a key frame
@@ -138,6 +142,7 @@ class VideoWriter:
             self._stream = self._container.add_stream("libx264", rate=self._fps, options=coding)
             if self._threads is not None:
                 self._stream.codec_context.thread_count = self._threads
+                self._stream.codec_context.thread_type = "FRAME"  # slices would cost quality, and share less evenly
             self._stream.width, self._stream.height = self.width + self.width % 2, self.height + self.height % 2
             self._stream.pix_fmt = "yuv420p"
             # BT.709 with limited range, and said so in the file: players otherwise guess, and colours shift.

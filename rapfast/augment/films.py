@@ -141,7 +141,7 @@ class Films:
         try:
             with VideoWriter(
                 target.path, *self._size, self._fps, self._options.quality, preset=self._options.preset,
-                threads=self._options.threads, fragmented=True,
+                threads=self._options.threads, fragmented=True, reproducible=True,
             ) as film:  # fmt: skip
                 while (item := self._queues[index].get()) is not None:
                     self._write(film, index, *item)

@@ -140,10 +140,9 @@ def _numbers(value: Any, name: str) -> np.ndarray:
 
 def _matrices(value: Any, name: str) -> np.ndarray:
     found = _numbers(value, name)
-    found = found[None] if found.ndim == 2 else found
-    if found.ndim != 3 or found.shape[1:] != (4, 4):
+    if found.ndim not in (2, 3) or found.shape[-2:] != (4, 4):
         raise ValueError(f"{name} must be [B, 4, 4], got {list(found.shape)}")
-    return found
+    return found.reshape(-1, 4, 4)
 
 
 def _size(value: Any, name: str) -> int:

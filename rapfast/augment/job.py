@@ -120,7 +120,7 @@ class AugmentationJob:
 
     def __init__(
         self, provider: Provider, sets: Sequence[ParameterSet], device: torch.device, *, seed: int = 0,
-        budget: Budget | None = None, films: FilmOptions | None = None, views: int = 8, sets_together: int = 8,
+        budget: Budget | None = None, films: FilmOptions | None = None, views: int = 8, sets_together: int = 16,
         pad: bool = True, watch: Callable[[str, Sequence[ParameterSet], int, Features], None] | None = None,
     ) -> None:  # fmt: skip
         self.provider, self.sets, self.device = provider, list(sets), device
@@ -189,8 +189,10 @@ class AugmentationJob:
                 with self._timed("precompute"), torch.inference_mode():
                     identity = video.identity.to(self.device)
                     assets = self._precompute(name, video, progress)
-            for first in range(0, len(sets), self.sets_together):
-                self._render_sets(name, video, identity, assets, sets[first : first + self.sets_together], folder,
+            # groups of nearly one size: a last small one would leave cores idle
+            size = -(-len(sets) // -(-len(sets) // self.sets_together))
+            for first in range(0, len(sets), size):
+                self._render_sets(name, video, identity, assets, sets[first : first + size], folder,
                                   partial(progress, name, "render"), (first, len(sets)))  # fmt: skip
         finally:
             video.close()

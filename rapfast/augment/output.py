@@ -200,7 +200,7 @@ class OutputFolder:
             sets.setdefault(set_name, {})[video] = film
         content = {"format": FORMAT, **self.head, "settings": self.settings, "difficulties": self.difficulties,
                    "sets": sets, "unfinished": sorted(self._begun - set(self.films))}  # fmt: skip
-        atomic_write(self.params, (json.dumps(content, indent=1) + "\n").encode())
+        atomic_write(self.params, (_short_lists(json.dumps(content, indent=1)) + "\n").encode())
 
     def _read(self) -> tuple[dict[str, Any] | None, dict[str, Any], dict[Key, dict[str, Any]]]:
         """Settings (None where nothing was begun), difficulties and films."""
@@ -248,6 +248,11 @@ def _pngs_fingerprint(film: Path, n_frames: int) -> str | None:
         return bytes_fingerprint("".join(map(file_fingerprint, files)).encode())
     except OSError:
         return None
+
+
+def _short_lists(text: str) -> str:
+    """Indented JSON with lists of numbers and words on a line each."""
+    return re.sub(r"\[\n([^][{}]*?)\n *\]", lambda found: "[" + re.sub(r",\n *", ", ", found[1]).strip() + "]", text)
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

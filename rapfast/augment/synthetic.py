@@ -55,7 +55,7 @@ class SyntheticProvider(Provider):
 
     def load_model(self, device: torch.device) -> None:
         self._device = device
-        self._network = _Refiner(self.channels, self.seed).to(device).eval()
+        self._network = _Refiner(self.channels, self.seed).to(device).requires_grad_(False)
         self._figure = person(self.gaussians, self.seed)
 
     def load_video(self, name: str) -> Video:

@@ -120,7 +120,7 @@ class Augment(Command):
     views: Annotated[int, tyro.conf.arg(metavar="N")] = 8
     """Images rendered in one call; changes no pixel."""
 
-    sets_together: Annotated[int, tyro.conf.arg(metavar="N")] = 8
+    sets_together: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """Sets rendered side by side, at most."""
 
     gpu_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
