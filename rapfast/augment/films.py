@@ -150,10 +150,8 @@ class Films:
             target.finished()
         except _AbortedError:
             pass
-        except BaseException as error:
+        except BaseException as error:  # told by the next `add`, or on leaving
             self._errors.append(_told(error, target.path))
-            while self._queues[index].get() is not None:  # `add` must not wait for this film
-                pass
 
     def _write(self, film: VideoWriter, index: int, slot: _Slot, shapes: dict[str, tuple[int, ...]]) -> None:
         try:
