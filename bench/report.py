@@ -47,6 +47,7 @@ class Run(NamedTuple):
     # the same of the other directions, "rap" and "rap-loop"
     appearance: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
     transfers: dict[tuple[str, str, int], dict[str, Any]] = {}  # by (case, way, views), direction "transfer"
+    augment: dict[tuple[str, str, int], dict[str, Any]] = {}  # by (case, mode, sets), direction "augment"
 
     @property
     def device_name(self) -> str:
@@ -86,17 +87,17 @@ def read_run(path: Path) -> Run:
         for benchmark in data["benchmarks"]:
             info = benchmark["extra_info"]
             directions.setdefault(info["direction"], {})[info["case"], info["backend"], info["batch"]] = info
-        records, transfers = directions.pop("fwd"), directions.pop("transfer", {})
-        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions, transfers)
+        records, transfers, augment = (directions.pop(name, {}) for name in ("fwd", "transfer", "augment"))
+        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions, transfers, augment)
         _ = run.slug
     except (KeyError, TypeError) as error:
         raise ReportError(f"{path}: not a run of this suite: {error} is missing") from error
-    if not (records or directions or transfers):
+    if not (records or directions or transfers or augment):
         raise ReportError(f"{path}: holds no benchmark")
     return run
 
 
-PARTS = ("records", "appearance", "transfers")
+PARTS = ("records", "appearance", "transfers", "augment")
 """Fields of a `Run`: what a run may be of alone."""
 
 
@@ -498,12 +499,15 @@ def _times(slow: float | None, fast: float | None) -> str:
 
 def docs_section(runs: list[Run], plots: dict[str, str], appearance_plots: dict[str, str]) -> str:
     """What stands between the markers of docs/benchmarks.md; both ``plots`` are image names by machine."""
+    from bench.report_augment import augment_section
+
     parts = []
     for run in runs:
         if run.records:
             parts += _forward_section(run, plots)
         parts += appearance_section(run, appearance_plots)
         parts += transfer_section(run)
+        parts += augment_section(run)
     return "\n\n".join(parts)
 
 
