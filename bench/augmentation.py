@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rapfast.augment import DIFFICULTIES, AugmentationJob, OutputFolder, Summary, film_path, parameter_sets
+from rapfast.augment import DIFFICULTIES, AugmentationJob, Summary, film_path, parameter_sets
 from rapfast.augment.synthetic import SyntheticProvider
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +73,7 @@ def run_job(case: Case, mode: str, n: int, device: str, out: Path) -> Summary:
     provider = SyntheticProvider(**case.arguments(refiner=mode == "job-refiner"))
     sets = parameter_sets(parts(n)["difficulties"], DIFFICULTIES, n)
     job = AugmentationJob(provider, sets, torch.device(device))
-    with OutputFolder(out, job.settings(), {}) as folder:
+    with job.folder(out) as folder:
         return job.run([VIDEO], folder)
 
 

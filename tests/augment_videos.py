@@ -17,7 +17,6 @@ from rapfast.augment import (
     FilmOptions,
     Identity,
     Motion,
-    OutputFolder,
     Provider,
     Summary,
     Video,
@@ -96,8 +95,7 @@ def make_films(
     overwrite = options.pop("overwrite", False)
     options.setdefault("films", FilmOptions(threads=1))
     job = AugmentationJob(provider, parameter_sets(names, DIFFICULTIES), torch.device(device), **options)
-    ranges = {s.difficulty_name: s.difficulty.as_json() for s in job.sets}
-    with OutputFolder(root, job.settings(), ranges, overwrite=overwrite) as folder:
+    with job.folder(root, overwrite=overwrite) as folder:
         return job.run(videos, folder, overwrite=overwrite)
 
 

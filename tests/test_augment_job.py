@@ -40,6 +40,7 @@ from rapfast.augment import (
     set_seed,
     to_yuv420,
 )
+from rapfast.augment.films import Films
 from rapfast.augment.rendering import Features
 
 pytest.importorskip("av")
@@ -337,6 +338,27 @@ def test_a_refiner_of_another_shape_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"refine must return \[3, 3, 48, 64\], got float32 \[3, 4, 48, 64\] on cpu"):
         make_films(tmp_path, Wrong())
     assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_composite_and_writer_can_be_others(tmp_path):
+    class Inverting(CountingProvider):
+        def composite(self, pictures, alphas, backgrounds, *, premultiplied):
+            return 1 - super().composite(pictures, alphas, backgrounds, premultiplied=premultiplied)
+
+    added = {}
+
+    class Collecting(Films):
+        def add(self, planes, pixels=None):
+            added.setdefault("planes", []).append(planes.clone())
+            super().add(planes, pixels)
+
+    make_films(tmp_path / "a", CountingProvider(), names=("easy",), views=3, writer=Collecting)
+    plain = torch.cat(added.pop("planes"))
+    make_films(tmp_path / "b", Inverting(), names=("easy",), views=3, writer=Collecting)
+    inverted = torch.cat(added.pop("planes"))
+    assert plain.shape == (FRAMES, 1, HEIGHT * 3 // 2, WIDTH)
+    luma = plain[:, :, :HEIGHT].int() + inverted[:, :, :HEIGHT].int()
+    assert (luma - 251).abs().max() <= 1  # 16 + 235
 
 
 def test_odd_sizes_are_padded_or_refused(tmp_path):

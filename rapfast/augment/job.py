@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rapfast import _check as check
+from rapfast.io.files import PathLike
 from rapfast.rvs.output import to_pixels
 
 from .assets import Budget, FrameAssets, FrameShapes
@@ -99,7 +101,7 @@ class AugmentationJob:
     """Renders videos under parameter sets. A model is loaded once, a video once, each frame deformed once.
 
         job = AugmentationJob(provider, parameter_sets(["easy", "hard"], DIFFICULTIES), torch.device("cuda"))
-        with OutputFolder(Path("out"), job.settings(), {}) as folder:
+        with job.folder("out") as folder:
             summary = job.run(["demo"], folder)
 
     Args:
@@ -112,6 +114,7 @@ class AugmentationJob:
         views: images rendered in one call of the rasterizer, F frames x S sets; changes no pixel.
         sets_together: sets that are rendered side by side, at most. A frame's Gaussians are then read once for all.
         pad: pad odd sides of films to even ones, which H.264 wants; False: refuse them.
+        writer: what writes films, called and used as `rapfast.augment.films.Films`.
         watch: called with (video, sets, first frame, `Features`) for each batch, before the refiner.
 
     Raises:
@@ -121,7 +124,8 @@ class AugmentationJob:
     def __init__(
         self, provider: Provider, sets: Sequence[ParameterSet], device: torch.device, *, seed: int = 0,
         budget: Budget | None = None, films: FilmOptions | None = None, views: int = 8, sets_together: int = 16,
-        pad: bool = True, watch: Callable[[str, Sequence[ParameterSet], int, Features], None] | None = None,
+        pad: bool = True, writer: Callable[..., Films] = Films,
+        watch: Callable[[str, Sequence[ParameterSet], int, Features], None] | None = None,
     ) -> None:  # fmt: skip
         self.provider, self.sets, self.device = provider, list(sets), device
         if not self.sets:
@@ -130,7 +134,7 @@ class AugmentationJob:
         self.budget, self.film_options = budget or Budget(), films or FilmOptions()
         self.views = check.integer("views", views, 1, 1 << 16)
         self.sets_together = check.integer("sets_together", sets_together, 1, 1 << 16)
-        self.pad, self._watch = pad, watch
+        self.pad, self._writer, self._watch = pad, writer, watch
         self.summary = Summary()
 
     def settings(self) -> dict[str, Any]:
@@ -144,6 +148,11 @@ class AugmentationJob:
             "alpha_cap": self.provider.alpha_cap,
         }
         return found | asdict(self.film_options)
+
+    def folder(self, root: PathLike, *, part_id: int | None = None, overwrite: bool = False) -> OutputFolder:
+        """An output folder for films of this job; see `OutputFolder`."""
+        ranges = {s.difficulty_name: s.difficulty.as_json() for s in self.sets}
+        return OutputFolder(Path(root), self.settings(), ranges, part_id=part_id, overwrite=overwrite)
 
     def run(
         self, videos: Sequence[str], folder: OutputFolder, progress: Progress | None = None, *, overwrite: bool = False
@@ -261,7 +270,7 @@ class AugmentationJob:
             key = s.name, name
             targets.append(FilmTarget(folder.begin(key, pngs), partial(folder.finish, key, entry)))
         try:
-            with Films(targets, view.width, view.height, fps, self.device, self.film_options) as films:
+            with self._writer(targets, view.width, view.height, fps, self.device, self.film_options) as films:
                 with torch.inference_mode():
                     for frames in assets.batches(frames_at_once):
                         span = slice(frames.first, frames.first + len(frames))

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from rapfast import _check as check
 
+from .compositing import composite
+
 
 @dataclass(frozen=True, eq=False)
 class Identity:
@@ -166,6 +168,11 @@ class Provider:
         as they are.
         """
         raise NotImplementedError(f"{type(self).__name__} has no refiner")
+
+    def composite(self, pictures: Tensor, alphas: Tensor, backgrounds: Tensor, *, premultiplied: bool) -> Tensor:
+        """Finished frames [F, S, 3, H, W] of pictures [F, S, 3, H, W] and alphas [F, S, 1, H, W] over backgrounds
+        [F, H, W, 3]. By default `rapfast.augment.composite`, which applies alpha once."""
+        return composite(pictures, alphas, backgrounds, premultiplied=premultiplied)
 
     def cameras(
         self, viewpoint: Viewpoint, difficulty: Any, n_frames: int, fps: float, seed: Sequence[int]

@@ -12,7 +12,6 @@ from rapfast import _check as check
 from rapfast.rasterization import rasterization
 
 from .assets import Frames
-from .compositing import composite
 from .provider import Identity, Provider
 
 
@@ -60,8 +59,10 @@ class FrameRenderer:
         colors, alphas = (t.movedim(-1, 2) for t in drawn)
         if self._provider.refines:
             flat = self._refine(colors.flatten(0, 1), alphas.flatten(0, 1), seeds)
-            return composite(flat.view(*colors.shape[:2], *flat.shape[1:]), alphas, backgrounds, premultiplied=False)
-        return composite(colors[:, :, :3], alphas, backgrounds, premultiplied=True)
+            return self._provider.composite(
+                flat.view(*colors.shape[:2], *flat.shape[1:]), alphas, backgrounds, premultiplied=False
+            )
+        return self._provider.composite(colors[:, :, :3], alphas, backgrounds, premultiplied=True)
 
     def _refine(self, features: Tensor, alphas: Tensor, seeds: Sequence[int]) -> Tensor:
         """In batches of one size, the last filled up with zeros."""

@@ -183,9 +183,8 @@ class Augment(Command):
         )  # fmt: skip
 
     def _folder(self, job: AugmentationJob) -> OutputFolder:
-        used = {s.difficulty_name: s.difficulty.as_json() for s in job.sets}
-        settings = job.settings() | {"provider": self.provider}
-        folder = OutputFolder(self.output_root, settings, used, part_id=self.part_id, overwrite=self.overwrite)
+        folder = job.folder(self.output_root, part_id=self.part_id, overwrite=self.overwrite)
+        folder.settings["provider"] = self.provider
         versions = {"rapfast": __version__, "torch": torch.__version__}
         folder.head = {"versions": versions, "tracked_root": self.tracked_root}
         return folder

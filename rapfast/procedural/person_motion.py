@@ -34,7 +34,7 @@ class PersonMotion:
         first, second = self._bones.unbind(1)
         w = self._weights[:, :, None]
         blended = w[:, 0, :, None] * matrices[first] + w[:, 1, :, None] * matrices[second]  # [N, 3, 4]
-        means = (blended[:, :, :3] @ self._points[:, :, None])[:, :, 0] + blended[:, :, 3]
+        means = (blended[:, :, :3] * self._points[:, None]).sum(2) + blended[:, :, 3]
         # neighbouring bones turn by less than half a turn, so their quaternions add up the short way round
         turns = torch.nn.functional.normalize(w[:, 0] * quats[first] + w[:, 1] * quats[second], dim=1)
         return means, _product(turns, self._quats)
