@@ -136,6 +136,18 @@ def test_on_a_gpu_too(tmp_path):
     for name in names:
         gpu, cpu = (read_film(film_path(tmp_path / folder, name, "v")) for folder in ("a", "cpu"))
         assert min(psnr(a, b) for a, b in zip(gpu, cpu, strict=True)) > 38
+        alone_too = read_film(film_path(tmp_path / name, name, "v"))
+        assert min(psnr(a, b) for a, b in zip(gpu, alone_too, strict=True)) > 45
+
+
+@pytest.mark.cuda
+def test_films_repeat_on_a_gpu(tmp_path):
+    """Without a refiner to the last byte, however many sets there are and wherever frames are kept."""
+    names, size = ("easy", "medium", "hard"), FrameShapes(300, HEIGHT, WIDTH, torch.uint8).n_bytes
+    make_films(tmp_path / "a", CountingProvider(), names=names, device="cuda")
+    for name in names:
+        budget = Budget(device=0, host=4 * size, disk_dir=tmp_path)
+        make_films(tmp_path / name, CountingProvider(), names=(name,), views=2, device="cuda", budget=budget)
         assert film_path(tmp_path / "a", name, "v").read_bytes() == film_path(tmp_path / name, name, "v").read_bytes()
 
 
@@ -338,6 +350,28 @@ def test_a_refiner_of_another_shape_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"refine must return \[3, 3, 48, 64\], got float32 \[3, 4, 48, 64\] on cpu"):
         make_films(tmp_path, Wrong())
     assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_cameras_can_be_the_providers_own(tmp_path):
+    class Still(CountingProvider):
+        shape = (FRAMES, 4, 4)
+
+        def cameras(self, viewpoint, difficulty, n_frames, fps, seed):
+            assert (n_frames, fps) == (FRAMES, 25.0) and difficulty in DIFFICULTIES.values()
+            return np.broadcast_to(viewpoint.viewmat, self.shape), np.tile(viewpoint.K, (n_frames, 1, 1))
+
+    watched, provider = Watched(), Still()
+    make_films(tmp_path, provider, watch=watched)
+    for frame in range(FRAMES):
+        assert torch.equal(watched.features["v", "easy"][frame], watched.features["v", "hard"][frame])
+    with pytest.raises(ValueError, match="the provider made the cameras of v itself"):
+        film_cameras(params_path(tmp_path), "easy", "v")
+    with pytest.raises(ValueError, match="holds no film of the set medium and the video v"):
+        film_cameras(params_path(tmp_path), "medium", "v")
+    provider.shape = (2, 4, 4)
+    summary = make_films(tmp_path / "b", provider)
+    with pytest.raises(ValueError, match=r"video v: cameras must return finite .* \[7, 4, 4\], got"):
+        raise summary.failures[0].error
 
 
 def test_composite_and_writer_can_be_others(tmp_path):

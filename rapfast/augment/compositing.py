@@ -15,7 +15,7 @@ _RGB_TO_YCBCR = (
 
 
 def composite(pictures: Tensor, alphas: Tensor, backgrounds: Tensor, *, premultiplied: bool) -> Tensor:
-    """pictures x alpha + background x (1 - alpha), alpha applied once: [F, S, 3, H, W].
+    """pictures x alpha + background x (1 - alpha), alpha applied once: float32 [F, S, 3, H, W].
 
     Args:
         pictures: [F, S, 3, H, W] with white at 1, of F frames in S sets.
@@ -24,8 +24,9 @@ def composite(pictures: Tensor, alphas: Tensor, backgrounds: Tensor, *, premulti
         premultiplied: pictures come from the rasterizer, in whose sums of weight x colour the alpha is already; those
             of a refiner are not.
     """
+    pictures, alphas = pictures.float(), alphas.float()  # a refiner may work in half precision
     behind = backgrounds.permute(0, 3, 1, 2)[:, None]
-    behind = behind.to(pictures.dtype) / 255 if behind.dtype == torch.uint8 else behind
+    behind = behind.float() / 255 if behind.dtype == torch.uint8 else behind.float()
     if premultiplied:
         return torch.addcmul(pictures + behind, behind, alphas, value=-1)
     return torch.lerp(behind.expand_as(pictures), pictures, alphas)

@@ -103,6 +103,10 @@ def summary_lines(summary: Summary, folder: OutputFolder) -> list[str]:
             f"{s.total:.1f} s: model {s.load_model:.1f}, videos {s.load_video:.1f}, precomputing {s.precompute:.1f}, "
             f"rendering {s.render:.1f}, finishing films {s.finish:.1f}"
         )
+    keys = [(film.set_name, film.video) for film in summary.films]
+    made = [folder.films[key] for key in keys if key in folder.films]
+    if any(film["width"] % 2 or film["height"] % 2 for film in made):
+        lines.append("note: films are padded to even sides by repeating the last pixel, as H.264 needs")
     for video, placement in summary.placement.items():
         if placement["disk"]:
             lines.append(f"note: {placement['disk']} frames of {video} did not fit in memory and were kept on disk")
