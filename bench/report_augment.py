@@ -91,7 +91,7 @@ def _further_table(run: Any, case: str, entry: Numbers) -> str | None:
     """What N sets take in a process that has done it before, by stage, and what a further one takes."""
     from bench.report import _number, _table
 
-    stages = ("load_model", "load_video", "precompute", "render", "finish")
+    stages = ("load_video", "precompute", "render", "finish")
     rows = []
     for mode, what in (("job", "without refiner"), ("job-refiner", "with the refiner")):
         for n, seconds in sorted(entry.by_mode.get(mode, {}).items()):
@@ -104,7 +104,7 @@ def _further_table(run: Any, case: str, entry: Numbers) -> str | None:
                          _number(entry.frames / further / SEED_FRAMES_PER_SECOND)])  # fmt: skip
     if not rows:
         return None
-    names = ["model", "video", "precompute", "render", "finish films"]
+    names = ["video", "precompute", "render", "finish films"]
     return _table(["in one process", "sets", *names, "all", "frames / s", "times the seed's 17"], rows)
 
 

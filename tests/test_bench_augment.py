@@ -53,9 +53,9 @@ def test_the_table_tells_what_was_measured_and_what_was_not(tmp_path: Path) -> N
     assert "| 50 | modelled | 350 | 11.9 | 29.4 | 10,000 | 490 | 20.4 |" in text
     assert "| 100 | modelled, model 80.5 s | 8,750 | 97.4 | 89.8 | 20,000 | 890 | 22.5 |" in text
     assert text.count("| measured |") == 3 and text.count("modelled") == 2 + 5
-    assert "| without refiner | a further one | – | – | – | – | – | 0.100 | 1,370 | 80.0 |" in text
+    assert "| without refiner | a further one | – | – | – | – | 0.100 | 1,370 | 80.0 |" in text
     assert "1,370 frames a second, 80.0 times the seed's 17.1 (bar 20: met)" in text
-    assert "| with the refiner | a further one | – | – | – | – | – | 1.00 | 137 | 8.00 |" in text
+    assert "| with the refiner | a further one | – | – | – | – | 1.00 | 137 | 8.00 |" in text
 
 
 def test_a_missed_bar_is_called_missed(tmp_path: Path) -> None:
