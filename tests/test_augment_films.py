@@ -349,6 +349,10 @@ def test_errors_are_sentences(tmp_path, capsys, monkeypatch):
     assert "tracked/a: there is no such video; tracked has b" in error
     error = fails(capsys, *base, "--tracked_root", "tracked", "--video_list", "b")
     assert "video b: tracked/b/identity.safetensors: no such file" in error
+    assert run(*base, "--tracked_root", "tracked", "--video_list", "a", "b") == 2
+    told = capsys.readouterr()
+    assert "failed: video b: tracked/b/identity.safetensors: no such file" in told.out
+    assert "video a: tracked/a: there is no such video; tracked has b (and 1 other video failed, see above)" in told.err
 
 
 def test_a_provider_of_ones_own_from_the_current_folder(tmp_path, monkeypatch, capsys):

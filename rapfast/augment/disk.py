@@ -311,12 +311,13 @@ def _numbered(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _open_tensors(path: Path) -> Any:
+    path = check_regular(path)
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise ImportError("reading sequences needs safetensors: pip install 'rapfast[augment]'") from None
     try:
-        return safe_open(str(check_regular(path)), framework="pt")
+        return safe_open(str(path), framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{path}: is no safetensors file: {error}") from None
 

@@ -54,8 +54,10 @@ def one_process_per_set(
             progress.advance()
     for line in summary_lines(summary, folder):
         print(line)
+    for failure in failures[1:]:
+        print(f"failed: {failure}")
     if failures:
-        more = f" ({len(failures) - 1} more failed)" if len(failures) > 1 else ""
+        more = f" (and {len(failures) - 1} more failed, see above)" if len(failures) > 1 else ""
         raise RuntimeError(failures[0] + more)
 
 

@@ -110,16 +110,15 @@ def summary_lines(summary: Summary, folder: OutputFolder) -> list[str]:
     for video, placement in summary.placement.items():
         if placement["disk"]:
             lines.append(f"note: {placement['disk']} frames of {video} did not fit in memory and were kept on disk")
+    lines += [f"failed: {sentence(failure.error)}" for failure in summary.failures[1:]]
     lines.append(f"-> {folder.params}")
     return lines
 
 
 def failure_sentence(summary: Summary) -> str:
-    """Which videos failed, the first with its reason."""
-    first = summary.failures[0]
-    others = len(summary.failures) - 1
-    more = f" ({_count(others, 'other video')} failed too: --video_list with its name says why)" if others else ""
-    return f"{sentence(first.error)}{more}"
+    """The reason of the first video that failed; those of the others are among the lines."""
+    first, others = summary.failures[0], len(summary.failures) - 1
+    return sentence(first.error) + (f" (and {_count(others, 'other video')} failed, see above)" if others else "")
 
 
 def _count(n: int, what: str) -> str:
