@@ -15,7 +15,7 @@
 
 #include <type_traits>
 
-#include "../math/tile.h"
+#include "blend_cells.cuh"
 #include "check.cuh"
 #include "scratch.h"
 
@@ -24,74 +24,12 @@ namespace {
 
 constexpr int kWarps = 4;                 // of a block: the quarters of a tile
 constexpr int kWindow = kWarps * 32;      // records in shared memory at a time
-constexpr int kCellWidth = 4;             // pixels of what eight lanes own; two rows for each pixel of a lane
-constexpr int kRowStep = 2;               // between the pixels of a lane
-constexpr int kCells = 4;                 // of a warp
-constexpr int kCellsPerSide = kTileSize / kCellWidth;
 constexpr int kStep = 2;                   // records per step of a cell
 constexpr int kLook = 8;                   // steps after which a warp looks whether any of its pixels is open
 constexpr int64_t kHalvedTiles = 12 << 10;  // with fewer tiles in a call, long lists are drawn in halves
 constexpr int kLong = 4;                   // times the mean: a list this long is begun first
-constexpr float kLog2e = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kLog2Cut = -7.994353436858858f;  // of Constants<float>::kAlphaCut = 1 / 255
 
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float log2_approx(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float sqrt_approx(float x) {
-  float y;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// Cells of a block whose pixels alpha may reach the cut in: bit kCellsPerSide * row + column of cells. (x, y) is the
-// block's first pixel centre relative to the mean. In a row of cells the ellipse's right edge is concave in
-// dy, so it is farthest out at the ellipse's rightmost point or at the end of the row nearer to it; likewise
-// the left edge (math/tile.h has the same formulas for tiles).
-template <int kCellHeight>
-__device__ __forceinline__ uint32_t cells_reached(float a, float b, float c, float log2_opacity, float x, float y) {
-  const float det = well_conditioned_det(a, b, c);
-  if (!(det > 0.f)) return 0xffffu;  // no bound: the pixels decide
-  const float level = 2.f * kLn2 * (log2_opacity - kLog2Cut) + Constants<float>::kTileSlackSigma;
-  if (level < 0.f) return 0u;
-  const float slack = Constants<float>::kTileSlackPixels;
-  const float inv_a = __fdividef(1.f, a), slope = -b * inv_a;
-  const float spread = level * __fdividef(1.f, det);
-  const float half_height = sqrt_approx(spread * a);
-  const float dy_of_right = -b * sqrt_approx(__fdividef(spread, c));
-  const float a_level = a * level;
-  uint32_t reached = 0;
-#pragma unroll
-  for (int row = 0; row < kCellsPerSide; ++row) {
-    const float top = y + float(row * kCellHeight) - slack, bottom = y + float((row + 1) * kCellHeight - 1) + slack;
-    const float low = fmaxf(top, -half_height), high = fminf(bottom, half_height);
-    if (low > high) continue;
-    const float dy_right = clamp_to(dy_of_right, low, high), dy_left = clamp_to(-dy_of_right, low, high);
-    const float right = fmaf(slope, dy_right, inv_a * sqrt_approx(fmaxf(0.f, a_level - det * dy_right * dy_right)));
-    const float left = fmaf(slope, dy_left, -inv_a * sqrt_approx(fmaxf(0.f, a_level - det * dy_left * dy_left)));
-#pragma unroll
-    for (int column = 0; column < kCellsPerSide; ++column) {
-      const float from = x + float(column * kCellWidth);
-      // Written so that NaN counts as reached.
-      if (!(left - slack > from + float(kCellWidth - 1)) && !(right + slack < from)) {
-        reached |= 1u << (row * kCellsPerSide + column);
-      }
-    }
-  }
-  return reached;
-}
-
-// What a window keeps of a record. opacity x exp(-sigma) = 2^(...): factors and opacity move into it once.
+// What a window keeps of a record.
 template <int kColors>
 struct alignas(16) Staged {
   float x, y, a, b;         // mean, conic a and b scaled
@@ -115,8 +53,7 @@ __device__ __forceinline__ bool weigh(float exponent, float log2_opacity, float 
   const float alpha = fminf(alpha_cap, exp2_approx(exponent));
   weight = alpha * pixel.transmittance;
   const float next = fmaf(-alpha, pixel.transmittance, pixel.transmittance);
-  // Written so that NaN does not draw.
-  const bool hit = exponent >= kLog2Cut && exponent <= log2_opacity;
+  const bool hit = reaches_cut(exponent, log2_opacity);
   const bool draws = hit && next > Constants<float>::kTransmittanceStop;
   if (hit) pixel.transmittance = next;
   if (draws) pixel.drawn = next;
@@ -224,15 +161,16 @@ __device__ __forceinline__ void blend_part(const BlendParams<float>& p, Shared<k
     const int buffer = base / kWindow % 2;
     uint32_t reached = 0;
     if (base + thread < n) {
-      const float log2_opacity = log2_approx(b.y);
-      reached = cells_reached<kCellHeight>(a.z, a.w, b.x, log2_opacity, float(left) + 0.5f - a.x, float(top) + 0.5f - a.y);
+      const ScaledConic scaled = scaled_conic(a.z, a.w, b.x, b.y);
+      reached = cells_reached<kCellHeight, kCellsPerSide, kCellsPerSide>(
+          a.z, a.w, b.x, scaled.log2_opacity, float(left) + 0.5f - a.x, float(top) + 0.5f - a.y);
       typename Memory::Record staged;
       staged.x = a.x;
       staged.y = a.y;
-      staged.a = -0.5f * kLog2e * a.z;
-      staged.b = -kLog2e * a.w;
-      staged.c = -0.5f * kLog2e * b.x;
-      staged.log2_opacity = log2_opacity;
+      staged.a = scaled.a;
+      staged.b = scaled.b;
+      staged.c = scaled.c;
+      staged.log2_opacity = scaled.log2_opacity;
       const float part[4] = {color.x, color.y, color.z, color.w};
 #pragma unroll
       for (int d = 0; d < Memory::kInRecord; ++d) staged.color[d] = part[d];
@@ -286,13 +224,13 @@ __device__ __forceinline__ void blend_part(const BlendParams<float>& p, Shared<k
           const typename Memory::Record& r =
               *reinterpret_cast<const typename Memory::Record*>(reinterpret_cast<const char*>(shared.records) + at);
           const float dx = r.x - px;
-          const float along_x = fmaf(r.a * dx, dx, r.log2_opacity), xy = r.b * dx;
+          const Along along(r.a, r.b, r.log2_opacity, dx);
           float weights[kPixels];
           bool draws[kPixels], any = false;
 #pragma unroll
           for (int q = 0; q < kPixels; ++q) {
             const float dy = r.y - py[q];
-            draws[q] = weigh<kKeepState>(fmaf(dy, fmaf(r.c, dy, xy), along_x), r.log2_opacity, p.alpha_cap, r.place,
+            draws[q] = weigh<kKeepState>(exponent_at(along, r.c, dy), r.log2_opacity, p.alpha_cap, r.place,
                                          pixels[q], weights[q]);
             any = any || draws[q];
           }
@@ -441,15 +379,17 @@ void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_id
 
 }  // namespace
 
+void order_tiles_cuda(const int64_t* tile_offsets, int64_t n_tiles, uint32_t* order, cudaStream_t stream) {
+  check(cudaMemsetAsync(order + n_tiles, 0, 2 * sizeof(uint32_t), stream), "cudaMemsetAsync");
+  order_kernel<<<grid_for(n_tiles), kThreads, 0, stream>>>(tile_offsets, n_tiles, order);
+  check_launch("order_kernel");
+}
+
 void blend_cuda(const BlendParams<float>& p, float* transmittances, int32_t* last_ids,
                 cudaStream_t stream) {
   const int64_t n_tiles = p.n_images * p.tiles_x * p.tiles_y;
   if (n_tiles == 0) return;
-  if (p.order != nullptr) {
-    check(cudaMemsetAsync(p.order + n_tiles, 0, 2 * sizeof(uint32_t), stream), "cudaMemsetAsync");
-    order_kernel<<<grid_for(n_tiles), kThreads, 0, stream>>>(p.tile_offsets, n_tiles, p.order);
-    check_launch("order_kernel");
-  }
+  if (p.order != nullptr) order_tiles_cuda(p.tile_offsets, n_tiles, p.order, stream);
   const int64_t d = p.n_channels;
   if (d == 1) {
     launch<1>(p, transmittances, last_ids, stream);
