@@ -98,7 +98,9 @@ __global__ void __launch_bounds__(kSeenThreads, kDegree >= 4 ? 2 : kDegree == 3 
   const int n_cameras = a.group.n_cameras;
   for (int k = threadIdx.x; k < n_cameras; k += kSeenThreads) centers[k] = a.seen.views[chunk.first_image + k].center;
   if (kCenters) {
-    for (int i = threadIdx.x; i < kSeenWarps * kViewGroup * 3; i += kSeenThreads) center_sums[0][0][i] = 0.f;
+    for (int i = threadIdx.x; i < kSeenWarps * kViewGroup * 3; i += kSeenThreads) {
+      center_sums[i / 3 / kViewGroup][i / 3 % kViewGroup][i % 3] = 0.f;
+    }
   }
   const int n_rows = find_rows(a.seen, a.group, chunk, s);
   if (!a.add) {

@@ -82,7 +82,9 @@ __global__ void __launch_bounds__(kSeenThreads, 4)
         reinterpret_cast<const float4*>(a.seen.views + chunk.first_image + i / kViewQuads)[i % kViewQuads];
   }
   if (kViews) {
-    for (int i = threadIdx.x; i < kSeenWarps * kViewGroup * kViewValues; i += kSeenThreads) view_sums[0][0][i] = 0.f;
+    for (int i = threadIdx.x; i < kSeenWarps * kViewGroup * kViewValues; i += kSeenThreads) {
+      view_sums[i / kViewValues / kViewGroup][i / kViewValues % kViewGroup][i % kViewValues] = 0.f;
+    }
   }
   const int n_rows = find_rows(a.seen, a.group, chunk, s);
   if (!a.add) {

@@ -1,15 +1,16 @@
 """The stages as one differentiable call.
 
-On the CPU four autograd functions, one a stage with a backward, pass each other what inference passes on: records, their
-colours, images. Between project and blend there is one tensor more, ``means2d``, in the layout that ``meta`` shows:
-it is an output of the one and an input of the other, so that ``meta["means2d"].retain_grad()`` sees the gradient that
-densification strategies read. The columns x and y of the records carry no gradient beside it.
+On the CPU four autograd functions, one a stage with a backward, pass each other what inference passes on: records,
+their colours, images. Between project and blend there is one tensor more, ``means2d``, in the layout that ``meta``
+shows: it is an output of the one and an input of the other, so that ``meta["means2d"].retain_grad()`` sees the gradient
+that densification strategies read. The columns x and y of the records carry no gradient beside it.
 
 On the GPU one native call draws what it draws in inference, and two functions stand for all of its stages but the last
 (autograd_cuda.py).
 
-What the CPU keeps from forward to backward: the inputs, the records with their colours and tile lists, and, where composite
-has something to do, the blended images. Nothing is kept per pixel for the blend: its backward draws each tile again.
+What the CPU keeps from forward to backward: the inputs, the records with their colours and tile lists, and, where
+composite has something to do, the blended images. Nothing is kept per pixel for the blend: its backward draws each tile
+again.
 """
 
 from __future__ import annotations
