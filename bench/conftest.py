@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from importlib import metadata
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 from bench import appearance
 from bench.cases import CASES, GARDEN_VARIABLE, Case, garden_path
 from bench.measure import cuda_clock, why_not
-from rapfast import info
+from rapfast.profiling import machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -122,41 +120,11 @@ def _parameter(what: tuple[str, ...], device: str, batch: int, backend: str, rea
 # --- the JSON's machine_info and commit_info -------------------------------------------------------------------------
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _driver_version() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.split("\n")[0].strip() or None
-
-
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Names GPU and software, and leaves out what tells the host rather than the machine."""
-    known = info.collect()
     for key in ("node", "release", "processor", "python_build", "python_compiler"):
         machine_info.pop(key, None)
-    machine_info["cpu"] = {key: known["cpu"][key] for key in ("name", "cores", "arch")}
-    machine_info["versions"] = {"rapfast": known["rapfast"], **{n: _version(n) for n in ("torch", "numpy", "gsplat")}}
-    machine_info["versions"]["cuda"] = torch.version.cuda
-    machine_info["scale"] = _scale(config)
-    machine_info["gpu"] = None
-    if _device(config) == "cuda":
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        machine_info["gpu"] = {
-            "name": properties.name,
-            "compute_capability": [properties.major, properties.minor],
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "multiprocessors": properties.multi_processor_count,
-            "driver": _driver_version(),
-        }
+    machine_info.update(machine.describe(torch.device(_device(config))), scale=_scale(config))
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
