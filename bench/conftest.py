@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ratios: the README's ratios less a tenth; runs with -m ratios alone, on a GPU")
     if config.getoption("--rounds") < 1:
         raise pytest.UsageError(f"--rounds must be at least 1, got {config.getoption('--rounds')}")
-    if _device(config) == "cuda" and not torch.cuda.is_available():
+    if device_of(config) == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device cuda: torch {torch.__version__} sees no CUDA device")
     try:
         garden_path()
@@ -43,20 +43,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("ratios")]
 
 
-def _device(config: pytest.Config) -> str:
+def device_of(config: pytest.Config) -> str:
     chosen = config.getoption("--device")
     if chosen != "auto":
         return chosen
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _scale(config: pytest.Config) -> str:
-    return config.getoption("--scale") or ("full" if _device(config) == "cuda" else "reduced")
+def scale_of(config: pytest.Config) -> str:
+    return config.getoption("--scale") or ("full" if device_of(config) == "cuda" else "reduced")
 
 
 @pytest.fixture(scope="session")
 def scale(pytestconfig: pytest.Config) -> str:
-    return _scale(pytestconfig)
+    return scale_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +85,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _forward(config: pytest.Config) -> list[Any]:
     parameters = []
-    for case in CASES[_scale(config)]:
-        device = "cpu" if case.cpu_only else _device(config)
+    for case in CASES[scale_of(config)]:
+        device = "cpu" if case.cpu_only else device_of(config)
         for batch in case.batches:
             for backend in _backends(case, batch, device):
                 reason = why_not(backend, device)
@@ -97,8 +97,8 @@ def _forward(config: pytest.Config) -> list[Any]:
 
 
 def _appearance(config: pytest.Config) -> list[Any]:
-    parameters, device = [], _device(config)
-    for case in appearance.CASES[_scale(config)]:
+    parameters, device = [], device_of(config)
+    for case in appearance.CASES[scale_of(config)]:
         for path, batches in case.batches:
             for batch in batches:
                 for backend in appearance.backends(batch, device):
@@ -124,7 +124,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     """Names GPU and software, and leaves out what tells the host rather than the machine."""
     for key in ("node", "release", "processor", "python_build", "python_compiler"):
         machine_info.pop(key, None)
-    machine_info.update(machine.describe(torch.device(_device(config))), scale=_scale(config))
+    machine_info.update(machine.describe(torch.device(device_of(config))), scale=scale_of(config))
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
