@@ -52,7 +52,7 @@ def benchmark(path: Path, found: dict[str, list[float]], with_data: bool = True,
         stats: dict[str, Any] = {"median": median, "iqr": high - low, "rounds": len(values)}
         if with_data:
             stats["data"] = [ms / 1e3 for ms in values]
-        extra = {} if peak is None else {"peak_mib": peak}
+        extra = {} if peak is None else {"peak_mib": peak, "device": "cuda"}
         entries.append({"fullname": f"bench/test_x.py::{name}", "stats": stats, "extra_info": extra})
     path.write_text(json.dumps({"machine_info": MACHINE, "benchmarks": entries}))
     return path

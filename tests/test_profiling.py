@@ -96,7 +96,7 @@ def test_exceptions_close_sections() -> None:
     with Profiler("cpu") as profiler:
         with pytest.raises(KeyError), section("outer"), section("inner"):
             raise KeyError("gone")
-        with section("after"):
+        with profiler.section("after"):
             pass
     assert list(by_path(profiler)) == [("outer",), ("outer", "inner"), ("after",)]
     assert current() is None
@@ -148,6 +148,20 @@ def test_of_many_calls_some_samples_are_kept() -> None:
     host = by_path(profiler)["short",].host
     assert host.calls == 5000 and 500 <= len(host.samples) <= 1024
     assert host.smallest <= min(host.samples) and host.largest >= max(host.samples)
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_sections_do_not_stop_a_compiler(profiled: bool) -> None:
+    @section("outside")
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        with section("inside"):
+            count("calls")
+            return 2 * x
+
+    compiled = torch.compile(twice, backend="eager", fullgraph=True)
+    with Profiler("cpu", enabled=profiled) as profiler:
+        assert compiled(torch.ones(2)).tolist() == [2, 2]
+    assert profiler.nodes() == []
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from ..io.atomic import check_writable
 from ..profiling import Profiler, records, section
 from ..profiling.table import print_table
-from .common import Command, parse_device
+from .common import Command, cuda_ready, parse_device
 
 
 @dataclass(kw_only=True)
@@ -68,7 +69,7 @@ class Profile(Command):
             command = self._command()
         except SystemExit as stop:  # it was explained
             return stop.code if isinstance(stop.code, int) else 2
-        device = parse_device(getattr(command, "device", "auto"))
+        device = _device(command)
         name, words = self.words[0], ["rapfast", *self.words]
         for i in range(self.warmups):
             print(f"warm-up {i + 1} of {self.warmups}", file=sys.stderr)
@@ -101,6 +102,14 @@ class Profile(Command):
         if self.words[0] == "tune" or _folder(command) is None:
             raise ValueError(f"{self.words[0]!r} is not profiled: give a command that renders to a folder behind --")
         return command
+
+
+def _device(command: Command) -> torch.device:
+    """That a command renders on; some give a GPU by its number alone."""
+    text = str(getattr(command, "device", "auto"))
+    if text.isdigit():
+        text = f"cuda:{text}" if cuda_ready() else "cpu"
+    return parse_device(text)
 
 
 def _folder(command: Command) -> str | None:

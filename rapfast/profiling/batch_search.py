@@ -79,6 +79,8 @@ def search(
             point = _measured(draw, device, batch, None, seconds)
         except (torch.cuda.OutOfMemoryError, MemoryError):
             stopped = f"memory does not suffice for {batch} views"
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
             break
         if max_bytes is not None and point.peak is not None and point.peak > max_bytes:
             stopped = f"{batch} views take {point.peak / 2**20:,.0f} MiB, more than {max_bytes / 2**20:,.0f}"

@@ -123,9 +123,9 @@ def _pytest_benchmark(path: str | Path, content: dict[str, Any]) -> tuple[str, d
                 found[name, TIME] = sample(data)
             elif stats["median"] > 0:
                 found[name, TIME] = summary(1e3 * stats["median"], 1e3 * stats["iqr"], int(stats["rounds"]))
-            peak = (entry.get("extra_info") or {}).get("peak_mib")
-            if peak:
-                found[name, MEMORY] = Sample(float(peak), None, 1)
+            extra = entry.get("extra_info") or {}
+            if extra.get("peak_mib") and extra.get("device") == "cuda":  # a process's resident set is never the same
+                found[name, MEMORY] = Sample(float(extra["peak_mib"]), None, 1)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}: benchmarks[{place}] is not as pytest-benchmark writes it: {type(error).__name__}: {error}"
@@ -151,7 +151,8 @@ def compare(
     """What stands in both.
 
     A thing is slower where even the lower bound of its ratio is above 1 + threshold, faster where even the upper one is
-    below 1 / (1 + threshold). Memory does not vary: its ratio is its own bound.
+    below 1 / (1 + threshold). What a GPU's allocator says does not vary: a ratio of
+    memory is its own bound.
 
     Args:
         threshold: a change that is none, as a fraction: two runs of one program differ by a few per cent.
@@ -220,7 +221,7 @@ def sentences(found: Comparison) -> list[str]:
     if unknown := sum(row.verdict == "unknown" for row in found.rows):
         said.append(
             f"note: {unknown} of {len(found.rows)} were measured once in a file, so nothing tells a change from noise: "
-            "repeat them (rapfast profile --repeats 5)"
+            "repeat them (rapfast profile --repeats 5, more rounds of a benchmark)"
         )
     counts = {verdict: sum(row.verdict == verdict for row in found.rows) for verdict in COLORS}
     said.append(", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n) or "nothing could be judged")
@@ -228,8 +229,8 @@ def sentences(found: Comparison) -> list[str]:
 
 
 def plot(found: Comparison, path: Path, threshold: float) -> None:
-    """A line for each row: the ratio, its bounds, and the band within which a change counts as none. By its ending an
-    SVG, PNG or PDF file.
+    """A line for each name: the ratio of times with its bounds, a square for that of memory, and the band within which
+    a change counts as none. By its ending an SVG, PNG or PDF file.
 
     Raises:
         ImportError: matplotlib is not installed; says how to install it.
@@ -238,21 +239,22 @@ def plot(found: Comparison, path: Path, threshold: float) -> None:
     from rapfast.profiling.plotting import pyplot
 
     plt = pyplot()
-    rows = found.rows[::-1]
-    names = _short_names([row.name for row in rows])
+    rows = found.rows
+    names = list(dict.fromkeys(row.name for row in reversed(rows)))
+    labels = _short_names(names)
     with plt.rc_context({"svg.hashsalt": "rapfast", "font.size": 9}):
-        width = 7 + 0.06 * max(map(len, names), default=0)
-        figure, axis = plt.subplots(figsize=(width, 1.3 + 0.24 * len(rows)), layout="constrained")
+        width = 7 + 0.06 * max(map(len, labels), default=0)
+        figure, axis = plt.subplots(figsize=(width, 1.3 + 0.24 * len(names)), layout="constrained")
         axis.axvspan(1 / (1 + threshold), 1 + threshold, color="#000000", alpha=0.07, lw=0)
         axis.axvline(1, color="#000000", lw=0.8, alpha=0.5)
-        for y, row in enumerate(rows):
-            color, marker = COLORS.get(row.verdict, "#aaaaaa"), "s" if row.unit == MEMORY else "o"
+        for row in rows:
+            y, color = names.index(row.name), COLORS.get(row.verdict, "#aaaaaa")
+            marker = "s" if row.unit == MEMORY else "o"
             if row.ratio.low is not None and row.ratio.low < row.ratio.high:
                 axis.plot([row.ratio.low, row.ratio.high], [y, y], color=color, lw=2, alpha=0.6)
             axis.plot(row.ratio.value, y, marker, color=color, ms=5)
-        labels = [f"{name}, memory" if row.unit == MEMORY else name for name, row in zip(names, rows, strict=True)]
-        axis.set_yticks(range(len(rows)), labels)
-        axis.set_ylim(-0.7, len(rows) - 0.3)
+        axis.set_yticks(range(len(names)), labels)
+        axis.set_ylim(-0.7, len(names) - 0.3)
         ends = [end for row in rows for end in (row.ratio.low or row.ratio.value, row.ratio.high or row.ratio.value)]
         low, high = min([*ends, 0.9]), max([*ends, 1.1])
         axis.set_xscale("log")
@@ -260,7 +262,8 @@ def plot(found: Comparison, path: Path, threshold: float) -> None:
         ticks = _ticks(low / 1.1, high * 1.1)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_xticks([], minor=True)
-        axis.set_xlabel("after / before (left of the band: better)")
+        squares = "; squares: memory" if any(row.unit == MEMORY for row in rows) else ""
+        axis.set_xlabel(f"after / before (left of the band: better{squares})")
         axis.set_title(f"{Path(found.after.path).name} against {Path(found.before.path).name}", loc="left", fontsize=10)
         for side in ("top", "right", "left"):
             axis.spines[side].set_visible(False)
@@ -278,12 +281,18 @@ def _short_names(names: list[str]) -> list[str]:
     return [strip(name) for name in names]
 
 
+_TICKS = (
+    (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25),
+    (0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0),
+    (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
+    tuple(10.0**n for n in range(-6, 7)),
+)
+
+
 def _ticks(low: float, high: float) -> list[float]:
-    """Places for labels on a logarithmic axis, few enough not to touch."""
-    for steps in ((0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100), (0.01, 0.1, 1, 10, 100, 1000)):
-        finer: tuple[float, ...] = (0.7, 0.8, 1.25, 1.5) if high / low < 4 else ()
-        finer = (0.8, 0.9, 0.95, 1.05, 1.1, 1.25) if high / low < 1.7 else finer
-        ticks = sorted(tick for tick in {*steps, *finer} if low <= tick <= high)
-        if len(ticks) <= 9:
+    """Labels on a logarithmic axis: of the finest that reach over it, and few enough not to touch."""
+    for steps in _TICKS:
+        ticks = [tick for tick in steps if low <= tick <= high]
+        if low > steps[0] / 2 and high < steps[-1] * 2 and len(ticks) <= 8:
             return ticks
-    return ticks
+    return [1.0]

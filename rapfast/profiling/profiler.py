@@ -49,7 +49,10 @@ class section:  # noqa: N801 used as a statement: with section("load"): ...
         self.name = name
 
     def __enter__(self) -> None:
-        profiler = self._profiler = _current
+        profiler = _current
+        if profiler is not None and torch.compiler.is_compiling():
+            profiler = None  # what is traced is not run
+        self._profiler = profiler
         if profiler is not None:
             profiler._begin(self.name)
 
@@ -72,7 +75,7 @@ class section:  # noqa: N801 used as a statement: with section("load"): ...
 
         @functools.wraps(function)
         def inside(*arguments: Any, **options: Any) -> Any:
-            if _current is None:
+            if _current is None or torch.compiler.is_compiling():
                 return function(*arguments, **options)
             with section(name):
                 return function(*arguments, **options)
@@ -87,7 +90,7 @@ def current() -> Profiler | None:
 
 def count(name: str, n: float = 1) -> None:
     """Add `n` to a count of the innermost open section of this thread, such as count("views", 8)."""
-    if _current is not None:
+    if _current is not None and not torch.compiler.is_compiling():
         _current.count(name, n)
 
 
@@ -273,6 +276,10 @@ class Profiler:
         self._runs_marked += 1
         self._run = self._runs_marked - 1
         yield
+
+    def section(self, name: str) -> section:
+        """`section(name)`, for who has the profiler at hand: it reports to the one that runs."""
+        return section(name)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

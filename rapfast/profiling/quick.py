@@ -82,7 +82,7 @@ def measure(
     """
     lines: list[Line] = []
     profiler, group = Profiler(device, nvtx=False), None
-    with torch.inference_mode(), profiler:
+    with torch.no_grad(), profiler:
         for line in _lines(device):
             if line.group != group:
                 group = line.group
