@@ -462,3 +462,11 @@ def test_a_trace_for_chrome(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), Profiler("cpu", trace=tmp_path / "no" / "trace.json"):
         pass
     assert current() is None
+
+
+def test_the_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with Profiler("cpu") as profiler, section("[bold]x[/]"), section("inside [0]"):
+        count("things [m]", 2)
+    profiler.print_table()
+    out = capsys.readouterr().out
+    assert "[bold]x[/]" in out and "  inside [0]" in out and "2 things [m]" in out and "rest" in out

@@ -191,6 +191,7 @@ def _verdict(found: Ratio, unit: str, threshold: float) -> str:
 
 def table(found: Comparison) -> Table:
     """Ratios for the terminal, in the order of the first file."""
+    from rich.markup import escape
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False)
@@ -205,7 +206,7 @@ def table(found: Comparison) -> Table:
         style = styles.get(row.verdict)
         verdict = f"[{style}]{row.verdict}[/]" if style else f"[dim]{row.verdict}[/]"
         numbers = f"{row.before.median:,.4g}", f"{row.after.median:,.4g}", row.unit, f"{r.value:.3f}"
-        shown.add_row(row.name.replace("[", r"\["), *numbers, bounds, counts, verdict)
+        shown.add_row(escape(row.name), *numbers, bounds, counts, verdict)
     return shown
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rapfast.profiling.machine import name_of
@@ -42,15 +43,16 @@ def table(record: dict[str, Any]) -> Table:
         place = (section["thread"], *section["path"])
         if section["thread"] != thread:
             thread = section["thread"]
-            found.add_row(f"[dim]beside it, thread {thread}[/]")
-        cells = ["  " * (len(section["path"]) - 1 + (thread != "main")) + section["path"][-1], f"{section['calls']:,}"]
+            found.add_row(f"[dim]beside it, thread {escape(thread)}[/]")
+        indent = "  " * (len(section["path"]) - 1 + (thread != "main"))
+        cells = [indent + escape(section["path"][-1]), f"{section['calls']:,}"]
         cells += _time_cells(section["host_ms"], _total(by_place.get(place[:-1]), "host_ms"))
         if on_gpu:
             cells += _time_cells(section["gpu_ms"], None)[::2]
         for kind in kinds:
             use = (section["memory"] or {}).get(kind)
             cells += ["", ""] if use is None else [_number(use["peak"] / 2**20), _number(use["rise"] / 2**20)]
-        found.add_row(*cells, _counts(section))
+        found.add_row(*cells, escape(_counts(section)))
         _add_rest(found, sections, at, by_place, len(cells) + 1)
     return found
 
