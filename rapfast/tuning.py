@@ -3,9 +3,8 @@
 The file lies beside the scene, `scene.ply.tuning.json`, or in the folder of a model, `tuning.json`:
 
     {"format": "rapfast tuning 1",
-     "entries": [{"device": "NVIDIA H200", "width": 854, "height": 480, "n_gaussians": 500000, "batch": 16,
-                  "max_memory": 314572800, "ms_per_view": 0.046, "time": "2026-11-21T10:00:00+00:00",
-                  "versions": {"rapfast": "0.1.0", "torch": "2.11.0"}}]}
+     "entries": [{"device": "NVIDIA H200", "width": 854, "height": 480, "n_gaussians": ..., "batch": ...,
+                  "max_memory": null, "ms_per_view": ..., "time": "2026-...", "versions": {"rapfast": ..., "torch": ...}}]}
 
 There is one entry for each (device, width, height); `max_memory` is in bytes, null for no bound. No pixel depends on
 what it says.

@@ -25,8 +25,9 @@ def scene(tmp_path: Path) -> Path:
     return write_scene(tmp_path)
 
 
-def words(scene: Path, out: str, *more: object) -> list[object]:
-    return ["render", scene, "--cameras", scene.parent / "cameras.json", "--out", scene.parent / out, *more]
+def words(scene: Path, out: str, *more: object, device: object = "cpu") -> list[object]:
+    cameras = scene.parent / "cameras.json"
+    return ["render", scene, "--cameras", cameras, "--out", scene.parent / out, "--device", device, *more]
 
 
 # --- profile ---------------------------------------------------------------------------------------------------------
@@ -178,25 +179,24 @@ def test_the_suite_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 # --- tune ------------------------------------------------------------------------------------------------------------
 
 
-def tune(scene: Path, *more: object) -> int:
-    cameras = scene.parent / "cameras.json"
-    return run("tune", scene, "--cameras", cameras, "--device", "cpu", "--max-batch", 3, "--seconds", 0.01, *more)
-
-
-def test_what_tune_finds_is_what_render_does(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*words(scene, "before")) == 0
-    assert tune(scene) == 0
+def test_what_tune_finds_is_what_render_does(
+    scene: Path, capsys: pytest.CaptureFixture[str], device: torch.device
+) -> None:
+    assert run(*words(scene, "before", device=device)) == 0
+    options = ["--cameras", scene.parent / "cameras.json", "--device", device, "--max-batch", 3, "--seconds", 0.01]
+    assert run("tune", scene, *options) == 0
     out = capsys.readouterr().out
     path = tuning.path_for(scene)
     (entry,) = tuning.read(path)
     assert f"best: {entry.batch} views in a call" in out and f"-> {path}" in out
     assert (entry.width, entry.height, entry.n_gaussians) == (48, 32, 400)
+    assert entry.device == tuning.device_name(device)
     assert entry.versions["rapfast"] == rapfast.__version__
     assert [line.split()[0] for line in out.splitlines() if "█" in line][:3] == ["1", "2", "3"]
 
-    assert run(*words(scene, "after", "--device", "cpu")) == 0
+    assert run(*words(scene, "after", device=device)) == 0
     assert f"note: batches of {entry.batch}" in capsys.readouterr().err
-    assert run(*words(scene, "given", "--device", "cpu", "--batch", 1)) == 0
+    assert run(*words(scene, "given", "--batch", 1, device=device)) == 0
     assert "note" not in capsys.readouterr().err
     for name in files(scene.parent / "before"):
         for folder in ("after", "given"):
@@ -216,7 +216,7 @@ def test_a_bound_on_memory_reaches_the_renderer(scene: Path, monkeypatch: pytest
     device = tuning.device_name(torch.device("cpu"))
     file = scene.parent / "other.json"
     tuning.save(file, tuning.Tuning(device, 48, 32, 400, 2, 5_000_000, 1.0))
-    assert run(*words(scene, "out", "--device", "cpu", "--tuning", file)) == 0
+    assert run(*words(scene, "out", "--tuning", file)) == 0
     assert seen == [(2, 5_000_000), (1, 5_000_000)]
 
 

@@ -31,7 +31,7 @@ def table(record: dict[str, Any]) -> Table:
         found.add_column(head, justify="right")
     if on_gpu:
         found.add_column("GPU ms", justify="right")
-        found.add_column("a call", justify="right")
+        found.add_column("GPU a call", justify="right")
     for kind in kinds:
         found.add_column(f"{'GPU' if kind == 'gpu' else 'host'} peak MiB", justify="right")
         found.add_column("rise", justify="right")
