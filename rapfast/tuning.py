@@ -4,7 +4,7 @@ The file lies beside the scene, `scene.ply.tuning.json`, or in the folder of a m
 
     {"format": "rapfast tuning 1",
      "entries": [{"device": "NVIDIA H200", "width": 854, "height": 480, "n_gaussians": ..., "batch": ...,
-                  "max_memory": null, "ms_per_view": ..., "time": "2026-...", "versions": {"rapfast": ..., "torch": ...}}]}
+                  "max_memory": null, "ms_per_view": ..., "time": "2026-...", "versions": {"rapfast": ...}}]}
 
 There is one entry for each (device, width, height); `max_memory` is in bytes, null for no bound. No pixel depends on
 what it says.
