@@ -96,15 +96,19 @@ def read_run(path: Path) -> Run:
             info = benchmark["extra_info"]
             directions.setdefault(info["direction"], {})[info["case"], info["backend"], info["batch"]] = info
         records, transfers = directions.pop("fwd"), directions.pop("transfer", {})
+        others = [directions.pop(name, None) for name in OTHERS]
         backward = {name: directions.pop(name) for name in BACKWARD_DIRECTIONS if name in directions}
         run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions, transfers, backward)
         _ = run.slug
     except (KeyError, TypeError) as error:
         raise ReportError(f"{path}: not a run of this suite: {error} is missing") from error
-    if not any(getattr(run, part) for part in PARTS):
+    if not (any(others) or any(getattr(run, part) for part in PARTS)):
         raise ReportError(f"{path}: holds no benchmark")
     return run
 
+
+OTHERS = ("claim", "augment")
+"""Directions that other documents are made of: see claims.py."""
 
 PARTS = ("records", "backward", "appearance", "transfers")
 """Fields of a `Run`: what a run may be of alone."""
@@ -735,7 +739,22 @@ def write(root: Path, with_plots: bool) -> list[str]:
                 replace_between(path, markers, content)
         except ReportError as error:
             problems.append(str(error))
-    return problems
+    return problems + _write_claims(root)
+
+
+def _write_claims(root: Path) -> list[str]:
+    """docs/claims.md, where there is one."""
+    from bench import claims
+
+    path = root / "docs" / "claims.md"
+    if not path.is_file():
+        return []
+    try:
+        for name, content in claims.blocks(root / "bench" / "results").items():
+            replace_between(path, claims.markers(name), content)
+    except ReportError as error:
+        return [str(error)]
+    return []
 
 
 def _plots(runs: list[Run], folder: Path) -> tuple[dict[str, str], dict[str, str]]:

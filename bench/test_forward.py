@@ -115,7 +115,7 @@ def _measure(
         first = seconds(call, device)
     warmups, rounds = rounds_for(first, device, max_rounds)
     peak = peak_mib(call, device) if first < 3.0 else None
-    stages = stage_ms(arguments, device, repeats=min(5, rounds)) if backend == "rapfast" else None
+    stages = stage_ms(call, batch, device, repeats=min(5, rounds)) if backend == "rapfast" else None
     counted = backend == "rapfast" and batch == case.counted_batch and not case.cpu_only
     counts = floors.count(arguments) if counted else None
     steps, launches = step_ms(call, batch) if counted and device == "cuda" else (None, None)

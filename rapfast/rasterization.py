@@ -21,6 +21,7 @@ from rapfast.ops.composite import PIXEL_TYPES, output_tensors
 from rapfast.ops.project import CAMERA_MODELS
 from rapfast.ops.render import Rendered
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import section
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 BACKENDS = ("rapfast", "gsplat", "reference")
@@ -494,14 +495,15 @@ def _rapfast(
     n_color_channels = _color_channels(colors, network) if has_colors else 0
 
     def finish(part: split.Inputs, blended: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.composite(
-            blended,
-            alphas,
-            n_color_channels=n_color_channels,
-            backgrounds=part.backgrounds,
-            expected_depth=s.render_mode.endswith("ED"),
-            postprocess=postprocess,
-        )
+        with section("composite"):
+            return ops.composite(
+                blended,
+                alphas,
+                n_color_channels=n_color_channels,
+                backgrounds=part.backgrounds,
+                expected_depth=s.render_mode.endswith("ED"),
+                postprocess=postprocess,
+            )
 
     output_bytes, blended_bytes = _view_bytes(means, n_color_channels, s, postprocess)
     if device.type == "cuda":
@@ -657,27 +659,31 @@ def _cpu_views(
     ``pixel_bytes`` is what the blend and ``finish`` make of one view."""
     means, viewmats = part.means, part.viewmats
     size = s.width, s.height
-    projected = ops.project(
-        means, part.quats, part.scales, part.covars, part.opacities, viewmats, part.Ks, *size, **projection
-    )
+    with section("project"):
+        projected = ops.project(
+            means, part.quats, part.scales, part.covars, part.opacities, viewmats, part.Ks, *size, **projection
+        )
     n_kept = sum(tensor.nbytes for tensor in projected)
     has_colors = s.render_mode not in ("D", "ED")
     channels = (_color_channels(part.colors, network) if has_colors else 0) + (s.render_mode != "RGB")
     n_bytes = n_kept + means.itemsize * channels * len(projected.records) + part.n_images * pixel_bytes
     _fits(n_bytes, max_bytes)
-    if network is not None and has_colors:
-        record_colors = ops.color_net(
-            means, viewmats, part.Ks, projected, *size, network, part.network_input, render_mode=s.render_mode
-        )
-    else:
-        # of depth alone no colour is read
-        given = means.new_empty((*means.shape[:2], 3)) if part.colors is None else part.colors
-        record_colors = ops.color(
-            means, viewmats, part.Ks, given, projected, *size, sh_degree=s.sh_degree, render_mode=s.render_mode
-        )
-    tiles = ops.bin(projected, *size)
+    with section("color"):
+        if network is not None and has_colors:
+            record_colors = ops.color_net(
+                means, viewmats, part.Ks, projected, *size, network, part.network_input, render_mode=s.render_mode
+            )
+        else:
+            # of depth alone no colour is read
+            given = means.new_empty((*means.shape[:2], 3)) if part.colors is None else part.colors
+            record_colors = ops.color(
+                means, viewmats, part.Ks, given, projected, *size, sh_degree=s.sh_degree, render_mode=s.render_mode
+            )
+    with section("bin"):
+        tiles = ops.bin(projected, *size)
     _fits(n_bytes + sum(tensor.nbytes for tensor in tiles), max_bytes)
-    blended, alphas = ops.blend(projected, record_colors, tiles, *size, alpha_cap=s.alpha_cap)
+    with section("blend"):
+        blended, alphas = ops.blend(projected, record_colors, tiles, *size, alpha_cap=s.alpha_cap)
     return split.Views(*finish(part, blended, alphas), projected.n_invalid, lambda: projected, n_kept)
 
 

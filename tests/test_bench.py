@@ -337,7 +337,7 @@ def test_the_run_tells_the_machine_but_not_the_host(reduced_run: dict[str, Any])
     assert machine["gpu"] is None and machine["scale"] == "reduced"
     assert machine["versions"]["rapfast"] == rapfast.__version__
     assert machine["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert set(machine["cpu"]) == {"name", "cores", "arch"} and "node" not in machine
+    assert set(machine["cpu"]) == {"name", "cores", "threads", "arch"} and "node" not in machine
     assert reduced_run["commit_info"]["id"] == "0123456789abcdef" and reduced_run["commit_info"]["project"] == "rapfast"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from ..io.atomic import atomic_path
+from ..profiling import section
 
 
 @contextmanager
@@ -94,7 +95,8 @@ class BackgroundWriter:
         """Queue job(*arguments); waits while too many are queued."""
         if self._error is not None:
             raise self._error
-        self._jobs.put((job, arguments))
+        with section("wait for the writer"):
+            self._jobs.put((job, arguments))
 
     def _work(self) -> None:
         while True:
@@ -103,7 +105,8 @@ class BackgroundWriter:
                 return
             if self._error is None and not self._stopped:
                 try:
-                    item[0](*item[1])
+                    with section("write"):
+                        item[0](*item[1])
                 except BaseException as error:
                     self._error = error
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from rapfast.ops.composite import PIXEL_TYPES, output_tensors
 from rapfast.ops.project import CAMERA_MODELS, Records, without_dead
 from rapfast.ops.split import TooLarge
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import native_stages
 
 MAX_INDEX = (1 << 31) - 1
 """Most records, and most (tile, record) pairs, of one native call: their indices are 32 bits."""
@@ -429,7 +429,6 @@ def render(
     postprocess: PostProcess | None = None,
     keep_state: bool = False,
     capacities: tuple[int, int] | None = None,
-    stage_events: Sequence[torch.cuda.Event] | None = None,
     network: Network | None = None,
     network_input: NetworkInput | None = None,
     tile_rows: tuple[int, int] | None = None,
@@ -444,7 +443,7 @@ def render(
     Returns once the numbers of records and intersections are known, which is before the pixels are.
     ``capacities`` overrides what was learnt of them. With ``keep_state`` the state also holds what a backward
     pass starts from: each pixel's final transmittance and the place of its last record in its tile's list.
-    ``stage_events`` are six events that have been recorded before; they are recorded again around the stages.
+    Where a profiler asks for the stages (`rapfast.profiling`), events are recorded between them.
 
     While a CUDA graph is captured nothing can be read back, and the room is what it is: ``capacities``, or what
     calls of these sizes have learnt. So it is with ``memory`` and ``capacities``, where all is drawn in that memory.
@@ -498,14 +497,15 @@ def render(
     inputs = means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std
     net = operator_arguments(network, network_input)
     extras: dict[str, Any] = {}
-    if stage_events is not None:
-        extras["stage_events"] = torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
     if memory is not None:
         extras["memory"] = memory
     if out is not None:
         extras["out"] = out
     # The operator has no place for extras: they belong to one process and take no part in tracing.
     through_operator = not extras and _is_watched(inputs)
+    stages = None if through_operator else native_stages(device)
+    if stages is not None:
+        extras["stage_events"] = torch.tensor(stages.handles, dtype=torch.int64)
     while True:
         room = _Room(record_capacity, capacity, keep_state, first_row, n_rows, fixed_room)
         if max_bytes is not None:
@@ -533,6 +533,8 @@ def render(
         capacity = max(capacity, _room(n_intersections))
         if capacities is None:
             learnt.grow((record_capacity, capacity))  # so that the next call refuses at once where this one does
+    if stages is not None:
+        stages.done()
     if capacities is None and not fixed_room:
         learnt.note((record_capacity, capacity), (n_records, n_intersections), n_pairs)
     if form.channels_first:
@@ -597,57 +599,3 @@ def state_pixels(rendered: Rendered) -> tuple[Tensor, Tensor]:
         _part(rendered, "transmittances", torch.float32, *shape),
         _part(rendered, "last_ids", torch.int32, *shape),
     )
-
-
-STAGES = ("project", "color", "bin", "blend", "composite")
-_STAGES_AS_RUN = ("project", "bin", "color", "blend", "composite")
-
-
-def stage_times(
-    means: Tensor,  # [N, 3]
-    quats: Tensor,  # [N, 4]
-    scales: Tensor,  # [N, 3]
-    opacities: Tensor,  # [N]
-    colors: Tensor | None,  # [N, D] or [N, K, 3]; None: of the network
-    viewmats: Tensor,  # [C, 4, 4]
-    Ks: Tensor,  # [C, 3, 3]
-    width: int,
-    height: int,
-    sh_degree: int | None = None,
-    *,
-    antialiased: bool = False,
-    network: Network | None = None,
-    network_input: NetworkInput | None = None,
-    repeats: int = 9,
-) -> dict[str, float]:
-    """Milliseconds that each stage of one call takes on the GPU, the median of ``repeats`` calls, for a plain
-    pinhole render of colours. Time in which the GPU waits for the host counts to the stage that waits.
-
-    Spherical harmonics and given colours of up to four channels are made while Gaussians are projected: their
-    time is part of ``project`` and ``color`` is next to nothing. So is the counting of tiles, which used to be
-    part of ``bin``."""
-    batched = [tensor[None].contiguous() for tensor in (means, quats, scales)]
-    colors = None if colors is None else colors[None].contiguous()
-    opacities, viewmats, Ks = (tensor[None].contiguous() for tensor in (opacities, viewmats, Ks))
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(STAGES) + 1)]
-    stream = torch.cuda.current_stream(means.device)
-    for event in events:
-        event.record(stream)  # creates it
-
-    def run() -> list[float]:
-        render(
-            *batched, None, opacities, colors, viewmats, Ks, None, width, height, camera_model="pinhole",
-            antialiased=antialiased, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
-            sh_degree=sh_degree, render_mode="RGB", alpha_cap=0.999, stage_events=events, network=network,
-            network_input=network_input,
-        )  # fmt: skip
-        events[-1].synchronize()
-        return [begin.elapsed_time(end) for begin, end in zip(events, events[1:], strict=False)]
-
-    for _ in range(3):
-        run()
-    runs = [run() for _ in range(repeats)]
-    medians = {
-        name: statistics.median(times) for name, times in zip(_STAGES_AS_RUN, zip(*runs, strict=True), strict=True)
-    }
-    return {name: medians[name] for name in STAGES}
