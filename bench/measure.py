@@ -187,10 +187,8 @@ STAGE_SECTIONS = {"maps": "feature maps"} | {n: n for n in ("project", "color", 
 """rapfast's sections by the names that records have."""
 
 
-def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> tuple[dict[str, float], float]:
-    """Milliseconds per view of each kernel of a call on the GPU, in their order, as torch's profiler sees them and
-    `floors.steps` names them; kernels of one name are added up. Then how many launches a call has, copies and clears
-    included. Means of ``repeats`` calls."""
+def _profiled(call: Callable[[], Any], repeats: int) -> list[Any]:
+    """What ``repeats`` calls, one behind the other, did on the GPU by torch's profiler, by their begin."""
     for _ in range(3):
         call()
     torch.cuda.synchronize()
@@ -199,7 +197,24 @@ def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> tuple[dic
             call()
         torch.cuda.synchronize()
     kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    kernels.sort(key=lambda event: event.time_range.start)
+    return sorted(kernels, key=lambda event: event.time_range.start)
+
+
+def idle_share(call: Callable[[], Any], repeats: int = 20) -> float:
+    """Share of the time in which the GPU does nothing while call follows call."""
+    spans = [kernel.time_range for kernel in _profiled(call, repeats)]
+    idle, end = 0.0, spans[0].start
+    for span in spans:
+        idle += max(0.0, span.start - end)
+        end = max(end, span.end)
+    return idle / (end - spans[0].start)
+
+
+def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> tuple[dict[str, float], float]:
+    """Milliseconds per view of each kernel of a call on the GPU, in their order, as torch's profiler sees them and
+    `floors.steps` names them; kernels of one name are added up. Then how many launches a call has, copies and clears
+    included. Means of ``repeats`` calls."""
+    kernels = _profiled(call, repeats)
     found: dict[str, float] = {}
     for name, kernel in zip(floors.steps([kernel.name for kernel in kernels]), kernels, strict=True):
         found[name] = found.get(name, 0.0) + kernel.time_range.elapsed_us() / (1e3 * repeats * batch)

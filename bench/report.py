@@ -239,7 +239,7 @@ def floors_summary(run: Run) -> str | None:
     from bench.floors import Work, cub_sorts_us, launch_us, total_us
 
     head = ["case", "batch", "records", "visible", "intersections", "walked", "cells / 16", "drawn / 256", "floor, us"]
-    head += ["CUB's sorts, us", "launches, us", "kernels, us", "call, us", "call / floor"]
+    head += ["CUB's sorts, us", "launches, us", "GPU idle", "kernels, us", "call, us", "call / floor"]
     rows = []
     for case, info in _counted(run).items():
         w = Work(**info["work"])
@@ -247,6 +247,8 @@ def floors_summary(run: Run) -> str | None:
         counts = (w.records, w.visible, w.intersections, w.walked, w.cells / 16, w.drawn / 256)
         row = [case, str(w.views), *(_number(n) for n in counts), _number(floor), _number(cub_sorts_us(w))]
         row.append(_number(launch_us(w, info["launches"]) if info.get("launches") else None))
+        idle = info.get("gpu_idle")
+        row.append("–" if idle is None else f"{100 * idle:.1f} %")
         row.append(_number(1e3 * sum(steps.values()) if steps else None))
         rows.append([*row, _number(us), _number(us / floor)])
     return _table(head, rows) if rows else None
