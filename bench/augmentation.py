@@ -1,7 +1,7 @@
 """Avatar augmentation as the benchmark runs it: the synthetic person under N parameter sets, in each mode.
 
 "batch" is the command `rapfast augment --batch` from start to end, with Python's start, torch's import and the first
-use of the GPU; "processes" is one such command for each set, which is what `rapfast augment` runs without --batch.
+use of the GPU; "subprocess" is one such command for each set, which is what `rapfast augment` runs without --batch.
 "job" is `AugmentationJob.run` in a process that has done it before: what a further set costs is read off it.
 "job-refiner" is the same with the refiner.
 """
@@ -22,7 +22,7 @@ from rapfast.augment.synthetic import SyntheticProvider
 
 ROOT = Path(__file__).resolve().parent.parent
 VIDEO = "demo"
-MODES = ("processes", "batch", "job", "job-refiner")
+MODES = ("subprocess", "batch", "job", "job-refiner")
 
 
 class Case(NamedTuple):
@@ -58,7 +58,7 @@ def run_command(case: Case, mode: str, n: int, device: str, out: Path) -> None:
              "--difficulties", *parts(n)["difficulties"], "--sets", str(n), "--device", device]  # fmt: skip
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     alone = [["--only", s.name] for s in parameter_sets(parts(n)["difficulties"], DIFFICULTIES, n)]
-    for only in alone if mode == "processes" else [[]]:
+    for only in alone if mode == "subprocess" else [[]]:
         done = subprocess.run(
             [sys.executable, "-m", "rapfast.cli", "augment", "--batch", *words, *only],
             env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,

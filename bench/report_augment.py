@@ -34,7 +34,7 @@ class Numbers(NamedTuple):
         times = self.by_mode.get(mode, {})
         if not times:
             return None
-        if mode == "processes":
+        if mode == "subprocess":
             return n * (times[max(times)] / max(times) + load)
         further = self.marginal("job")
         return None if further is None or 1 not in times else load + times[1] + (n - 1) * further
@@ -65,14 +65,14 @@ def _sets_table(entry: Numbers) -> str:
     """N sets in both modes beside the seed's claims; rows by the formula are marked."""
     from bench.report import _number, _table
 
-    measured = sorted(set(entry.by_mode.get("processes", {})) | set(entry.by_mode.get("batch", {})))
+    measured = sorted(set(entry.by_mode.get("subprocess", {})) | set(entry.by_mode.get("batch", {})))
     rows = []
     for n in measured:
-        single, batch = (entry.by_mode.get(mode, {}).get(n) for mode in ("processes", "batch"))
+        single, batch = (entry.by_mode.get(mode, {}).get(n) for mode in ("subprocess", "batch"))
         rows.append(_row(str(n), "measured", single, batch, SEED.get(n)))
     for load in (0.0, MODEL_SECONDS):
         for n in MODELLED if not load else (*measured, *MODELLED):
-            single, batch = (entry.modelled(mode, n, load) for mode in ("processes", "batch"))
+            single, batch = (entry.modelled(mode, n, load) for mode in ("subprocess", "batch"))
             how = "modelled" if not load else f"modelled, model {_number(load)} s"
             if single and batch:
                 rows.append(_row(str(n), how, single, batch, SEED.get(n)))

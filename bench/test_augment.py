@@ -28,7 +28,7 @@ def device(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.mark.parametrize("n", [1, 3, 10])
-@pytest.mark.parametrize("mode", ["batch", "processes", "job", "job-refiner"])
+@pytest.mark.parametrize("mode", ["batch", "subprocess", "job", "job-refiner"])
 @pytest.mark.benchmark(group="augment")
 def test_augment(
     benchmark: Any, mode: str, n: int, device: str, scale: str, max_rounds: int, tmp_path: Path
@@ -41,12 +41,12 @@ def test_augment(
     out, stages = tmp_path / "out", []
 
     def call() -> None:
-        if mode in ("batch", "processes"):
+        if mode in ("batch", "subprocess"):
             run_command(case, mode, n, device, out)
         else:
             stages.append(asdict(run_job(case, mode, n, device, out).seconds))
 
-    if mode in ("batch", "processes"):
+    if mode in ("batch", "subprocess"):
         warmups, rounds = 0, min(max_rounds, 3 if mode == "batch" else 1)
     else:
         call()  # loads libraries, learns capacities

@@ -44,7 +44,7 @@ def _version_of(distribution: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's name as Linux tells it, else what Python knows."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -126,7 +126,7 @@ def collect() -> dict[str, Any]:
         "packages": packages,
         "build": build,
         "cpu": {
-            "name": _cpu_name(),
+            "name": cpu_name(),
             "cores": _usable_cores(),
             "threads": torch.get_num_threads(),
             "arch": build["cpu_arch"],

@@ -21,6 +21,7 @@ from rapfast.ops.composite import PIXEL_TYPES, output_tensors
 from rapfast.ops.project import CAMERA_MODELS
 from rapfast.ops.render import Rendered
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import section
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 BACKENDS = ("rapfast", "gsplat", "reference")
@@ -127,12 +128,13 @@ def rasterization(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. ``max_memory`` that the smallest
             part exceeds is told while rendering.
-        NotImplementedError: for gsplat's arguments listed above, and where a gradient is wanted of an input on a GPU:
-            the "rapfast" backend has no backward there yet.
+        NotImplementedError: for gsplat's arguments listed above, for ``max_memory`` where a gradient is wanted, and
+            for a second derivative.
 
-    Differentiable on the CPU in every tensor, once. ``meta["means2d"]`` is then part of the graph, so its
-    ``retain_grad()`` works, and so are ``conics``, ``depths`` and ``opacities``; gradients do not depend on the number
-    of threads.
+    Differentiable in every tensor, once. ``meta["means2d"]`` is then part of the graph, so its ``retain_grad()`` works,
+    and so are ``conics``, ``depths`` and ``opacities``. On the CPU gradients do not depend on the number of threads. On
+    a GPU what pixels give a record is added by atomics, so that last bits change from call to call, unless
+    `torch.use_deterministic_algorithms(True)` is set: then bits repeat, and the blend's backward takes twice as long.
 
     EWA splatting follows Zwicker et al. 2001 and Kerbl et al. 2023; docs/numerics.md has each formula's source.
     """
@@ -440,13 +442,20 @@ def _rapfast(
     if forward_ad._current_level >= 0:
         _refuse_tangents(inputs)
     if torch.is_grad_enabled():
-        if device.type != "cpu" or network is not None:
+        if device.type not in ("cpu", "cuda") or network is not None:
             refuse_gradients(inputs)
         elif wanted := [name for name, x in inputs._asdict().items() if x is not None and x.requires_grad]:
             if max_memory is not None:
                 raise NotImplementedError(
                     f"max_memory={max_memory} is not supported where a gradient is wanted: {wanted[0]} requires one"
                 )
+            if device.type == "cuda":
+                require_cuda(inputs.means)
+                if torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError(
+                        f"{wanted[0]} requires a gradient, for which a count is read back, and nothing can be while a "
+                        "CUDA graph is captured: capture under torch.no_grad(), or call outside of the capture"
+                    )
             if absgrad and torch.compiler.is_compiling():
                 raise NotImplementedError("absgrad must be False inside torch.compile, which cannot trace it, got True")
             return _with_grad(inputs, s, packed, postprocess, absgrad, sparse_grad)
@@ -488,14 +497,15 @@ def _rapfast(
     n_color_channels = _color_channels(colors, network) if has_colors else 0
 
     def finish(part: split.Inputs, blended: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.composite(
-            blended,
-            alphas,
-            n_color_channels=n_color_channels,
-            backgrounds=part.backgrounds,
-            expected_depth=s.render_mode.endswith("ED"),
-            postprocess=postprocess,
-        )
+        with section("composite"):
+            return ops.composite(
+                blended,
+                alphas,
+                n_color_channels=n_color_channels,
+                backgrounds=part.backgrounds,
+                expected_depth=s.render_mode.endswith("ED"),
+                postprocess=postprocess,
+            )
 
     output_bytes, blended_bytes = _view_bytes(means, n_color_channels, s, postprocess)
     if device.type == "cuda":
@@ -551,8 +561,8 @@ _BUILT_WITH_CUDA = native.build_info()["cuda"] is not None
 def _with_grad(
     inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None, absgrad: bool, sparse_grad: bool
 ) -> tuple[Tensor, Tensor, Meta]:
-    """The CPU's call where an input requires a gradient: the same pixels, with a graph behind them."""
-    with torch.autocast("cpu", enabled=False):
+    """The call where an input requires a gradient: the same pixels, with a graph behind them."""
+    with torch.autocast(inputs.means.device.type, enabled=False):
         drawn = ops.render_with_grad(
             **inputs._asdict(), width=s.width, height=s.height, camera_model=s.camera_model, antialiased=s.antialiased,
             eps2d=s.eps2d, near_plane=s.near_plane, far_plane=s.far_plane, radius_clip=s.radius_clip,
@@ -560,8 +570,7 @@ def _with_grad(
             packed=packed, absgrad=absgrad, sparse_grad=sparse_grad,
         )  # fmt: skip
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
-    records = drawn.projected
-    meta = build_meta(lambda: records, lambda: records.n_invalid, batch_dims, c, n, s.width, s.height, packed)
+    meta = build_meta(drawn.make_records, drawn.make_n_invalid, batch_dims, c, n, s.width, s.height, packed)
     meta["means2d"] = drawn.means2d
     images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (drawn.images, drawn.alphas))
     return images, alphas, meta
@@ -572,7 +581,7 @@ def refuse_gradients(inputs: _Inputs) -> None:
     for name, tensor in zip(inputs._fields, inputs, strict=True):
         if tensor is not None and tensor.requires_grad:
             raise NotImplementedError(
-                f"{name} requires a gradient, which rapfast has on the CPU alone, by rapfast.rasterization: "
+                f"{name} requires a gradient, which rapfast.rasterization has, but this call has not: "
                 'call under torch.no_grad() for the image alone, or use backend="gsplat" (on a GPU) or '
                 'backend="reference" for gradients'
             )
@@ -666,27 +675,31 @@ def _cpu_views(
     ``pixel_bytes`` is what the blend and ``finish`` make of one view."""
     means, viewmats = part.means, part.viewmats
     size = s.width, s.height
-    projected = ops.project(
-        means, part.quats, part.scales, part.covars, part.opacities, viewmats, part.Ks, *size, **projection
-    )
+    with section("project"):
+        projected = ops.project(
+            means, part.quats, part.scales, part.covars, part.opacities, viewmats, part.Ks, *size, **projection
+        )
     n_kept = sum(tensor.nbytes for tensor in projected)
     has_colors = s.render_mode not in ("D", "ED")
     channels = (_color_channels(part.colors, network) if has_colors else 0) + (s.render_mode != "RGB")
     n_bytes = n_kept + means.itemsize * channels * len(projected.records) + part.n_images * pixel_bytes
     _fits(n_bytes, max_bytes)
-    if network is not None and has_colors:
-        record_colors = ops.color_net(
-            means, viewmats, part.Ks, projected, *size, network, part.network_input, render_mode=s.render_mode
-        )
-    else:
-        # of depth alone no colour is read
-        given = means.new_empty((*means.shape[:2], 3)) if part.colors is None else part.colors
-        record_colors = ops.color(
-            means, viewmats, part.Ks, given, projected, *size, sh_degree=s.sh_degree, render_mode=s.render_mode
-        )
-    tiles = ops.bin(projected, *size)
+    with section("color"):
+        if network is not None and has_colors:
+            record_colors = ops.color_net(
+                means, viewmats, part.Ks, projected, *size, network, part.network_input, render_mode=s.render_mode
+            )
+        else:
+            # of depth alone no colour is read
+            given = means.new_empty((*means.shape[:2], 3)) if part.colors is None else part.colors
+            record_colors = ops.color(
+                means, viewmats, part.Ks, given, projected, *size, sh_degree=s.sh_degree, render_mode=s.render_mode
+            )
+    with section("bin"):
+        tiles = ops.bin(projected, *size)
     _fits(n_bytes + sum(tensor.nbytes for tensor in tiles), max_bytes)
-    blended, alphas = ops.blend(projected, record_colors, tiles, *size, alpha_cap=s.alpha_cap)
+    with section("blend"):
+        blended, alphas = ops.blend(projected, record_colors, tiles, *size, alpha_cap=s.alpha_cap)
     return split.Views(*finish(part, blended, alphas), projected.n_invalid, lambda: projected, n_kept)
 
 

@@ -33,7 +33,7 @@ def record(mode: str, n: int, seconds: float) -> dict[str, Any]:
 
 
 def records() -> list[dict[str, Any]]:
-    times = {"processes": {1: 7.0, 3: 21.0, 10: 70.0}, "batch": {1: 7.0, 3: 7.5, 10: 9.0},
+    times = {"subprocess": {1: 7.0, 3: 21.0, 10: 70.0}, "batch": {1: 7.0, 3: 7.5, 10: 9.0},
              "job": {1: 0.6, 3: 0.8, 10: 1.5}, "job-refiner": {1: 1.0, 10: 10.0}}  # fmt: skip
     return [record(mode, n, t) for mode, by_n in times.items() for n, t in by_n.items()]
 
@@ -80,6 +80,6 @@ def test_both_modes_are_measured(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     run = report.read_run(tmp_path / "run.json")
-    assert set(run.augment) == {("avatar-5k-64x64", mode, 1) for mode in ("processes", "batch", "job")}
+    assert set(run.augment) == {("avatar-5k-64x64", mode, 1) for mode in ("subprocess", "batch", "job")}
     job = run.augment["avatar-5k-64x64", "job", 1]
     assert job["frames"] == augmentation.CASES["reduced"].frames and job["stages"]["render"] > 0

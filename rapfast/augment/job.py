@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rapfast import _check as check
 from rapfast.io.files import PathLike
+from rapfast.profiling import section
 from rapfast.rvs.output import to_pixels
 
 from .assets import Budget, FrameAssets, FrameShapes
@@ -274,12 +275,16 @@ class AugmentationJob:
                 with torch.inference_mode():
                     for frames in assets.batches(frames_at_once):
                         span = slice(frames.first, frames.first + len(frames))
-                        drawn = renderer.rasterize(frames, viewmats[span], Ks[span])
+                        with section("rasterize"):
+                            drawn = renderer.rasterize(frames, viewmats[span], Ks[span])
                         if self._watch is not None:
                             self._watch(name, sets, frames.first, drawn)
                         seeds = [frame_seed(w, f) for f in range(span.start, span.stop) for w in words]
-                        pictures = renderer.pictures(drawn, frames.backgrounds, seeds)
-                        films.add(to_yuv420(pictures), to_pixels(pictures) if pngs else None)
+                        with section("refine and composite"):
+                            pictures = renderer.pictures(drawn, frames.backgrounds, seeds)
+                            planes, pixels = to_yuv420(pictures), to_pixels(pictures) if pngs else None
+                        with section("to the films"):
+                            films.add(planes, pixels)
                         counts.rasterized += len(seeds)
                         counts.composited += len(seeds)
                         progress(of_sets[0] * n_frames + span.stop * len(sets), of_sets[1] * n_frames)
@@ -316,7 +321,8 @@ class AugmentationJob:
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        with section(stage.replace("_", " ")):
+            yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = self.summary.seconds

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from ..io.atomic import atomic_path
 from ..io.folders import folder_errors
+from ..profiling import section
 
 
 def prepare_folder(path: Path, overwrite: bool) -> Path:
@@ -81,7 +82,8 @@ class BackgroundWriter:
         """Queue job(*arguments); waits while too many are queued."""
         if self._error is not None:
             raise self._error
-        self._jobs.put((job, arguments))
+        with section("wait for the writer"):
+            self._jobs.put((job, arguments))
 
     def _work(self) -> None:
         while True:
@@ -90,7 +92,8 @@ class BackgroundWriter:
                 return
             if self._error is None and not self._stopped:
                 try:
-                    item[0](*item[1])
+                    with section("write"):
+                        item[0](*item[1])
                 except BaseException as error:
                     self._error = error
 

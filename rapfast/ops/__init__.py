@@ -13,7 +13,7 @@ from rapfast.ops.color import color
 from rapfast.ops.color_net import Network, NetworkInput, color_net, network_outputs
 from rapfast.ops.composite import composite
 from rapfast.ops.project import Records, project
-from rapfast.ops.render import render, stage_times, state_pixels, state_records
+from rapfast.ops.render import render, state_pixels, state_records
 
 __all__ = [
     "Network",
@@ -28,7 +28,6 @@ __all__ = [
     "project",
     "render",
     "render_with_grad",
-    "stage_times",
     "state_pixels",
     "state_records",
 ]

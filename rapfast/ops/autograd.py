@@ -1,12 +1,16 @@
-"""The stages as one differentiable call, on the CPU.
+"""The stages as one differentiable call.
 
-Four autograd functions, one a stage with a backward, pass each other what inference passes on: records, their
-colours, images. Between project and blend there is one tensor more, ``means2d``, in the layout that ``meta`` shows:
-it is an output of the one and an input of the other, so that ``meta["means2d"].retain_grad()`` sees the gradient that
-densification strategies read. The columns x and y of the records carry no gradient beside it.
+On the CPU four autograd functions, one a stage with a backward, pass each other what inference passes on: records,
+their colours, images. Between project and blend there is one tensor more, ``means2d``, in the layout that ``meta``
+shows: it is an output of the one and an input of the other, so that ``meta["means2d"].retain_grad()`` sees the gradient
+that densification strategies read. The columns x and y of the records carry no gradient beside it.
 
-What is kept from forward to backward: the inputs, the records with their colours and tile lists, and, where composite
-has something to do, the blended images. Nothing is kept per pixel for the blend: its backward draws each tile again.
+On the GPU one native call draws what it draws in inference, and two functions stand for all of its stages but the last
+(autograd_cuda.py).
+
+What the CPU keeps from forward to backward: the inputs, the records with their colours and tile lists, and, where
+composite has something to do, the blended images. Nothing is kept per pixel for the blend: its backward draws each tile
+again.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from rapfast.ops.autograd_cuda import front, pixels, refuse_second_derivative
 from rapfast.ops.bin import Tiles, bin
 from rapfast.ops.blend import blend
 from rapfast.ops.blend_bwd import blend_bwd
@@ -29,6 +34,7 @@ from rapfast.ops.composite import composite
 from rapfast.ops.composite_bwd import composite_bwd
 from rapfast.ops.project import CAMERA_MODELS, Records, image_ids, project
 from rapfast.ops.project_bwd import project_bwd
+from rapfast.ops.render import render, state_records
 from rapfast.postprocess import PostProcess
 
 
@@ -38,7 +44,8 @@ class Drawn(NamedTuple):
     images: Tensor  # [I, h, w, D] or [I, D, h, w]
     alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
     means2d: Tensor  # [M, 2], or dense [..., C, N, 2] with 0 where culled
-    projected: Records  # its records are part of the graph too
+    make_records: Callable[[], Records]  # its records are part of the graph too
+    make_n_invalid: Callable[[], Tensor]  # [I]
 
 
 def render_with_grad(
@@ -68,13 +75,14 @@ def render_with_grad(
     absgrad: bool = False,
     sparse_grad: bool = False,
 ) -> Drawn:
-    """Renders on the CPU, differentiably in every tensor. The same pixels as without a graph, to the last bit.
+    """Renders differentiably in every tensor. The same pixels as without a graph, to the last bit.
 
     With ``absgrad``, ``means2d.absgrad`` starts at 0 and every backward adds to it, pixel by pixel, the absolute
     value of that pixel's gradient. With ``sparse_grad``, for which there may be no batch dimensions, the gradients of
     means, quats, scales and covars are sparse (COO): rows of the Gaussians that some view sees.
 
-    Gradients do not depend on the number of threads. There is no second derivative.
+    On the CPU gradients do not depend on the number of threads. On the GPU atomics add up what pixels give a record, in
+    any order, unless `torch.use_deterministic_algorithms` is on. There is no second derivative.
     """
     batch = tuple(means.shape[:-2])
     n_scenes, n_cameras, n_gaussians = math.prod(batch), viewmats.shape[-3], means.shape[-2]
@@ -89,15 +97,57 @@ def render_with_grad(
 
     means, quats, scales, covars = map(flat_geometry, (means, quats, scales, covars))
     opacities, colors, viewmats, Ks, backgrounds = map(flat, (opacities, colors, viewmats, Ks, backgrounds))
+    has_colors = render_mode not in ("D", "ED")
+    n_color_channels = colors.shape[-1] if has_colors else 0
+    expected_depth = render_mode.endswith("ED")
+    if backgrounds is not None:
+        backgrounds = backgrounds.flatten(0, 1) if has_colors else None
+
+    def finished(images: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        if backgrounds is None and not expected_depth and (postprocess or PostProcess()) == PostProcess():
+            return images, alphas
+        return _Composite.apply(
+            images, alphas, backgrounds, n_color_channels, expected_depth, postprocess or PostProcess()
+        )
+
+    dense_shape = None if packed else (*batch, n_cameras, n_gaussians, 2)
+    if means.is_cuda:
+        with torch.no_grad():
+            rendered = render(
+                means, quats, scales, covars, opacities, colors, viewmats, Ks, None, width, height,
+                camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, near_plane=near_plane,
+                far_plane=far_plane, radius_clip=radius_clip, sh_degree=sh_degree,
+                render_mode=render_mode.replace("ED", "D"), alpha_cap=alpha_cap, keep_state=True,
+            )  # fmt: skip
+        found = front(
+            rendered, (means, quats, scales, covars, opacities, colors, viewmats, Ks), dense_shape,
+            camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, sh_degree=sh_degree,
+            render_mode=render_mode, alpha_cap=alpha_cap,
+        )  # fmt: skip
+        if absgrad:
+            found.means2d.absgrad = torch.zeros_like(found.means2d, requires_grad=False)
+        images, alphas = finished(*pixels(found, rendered, found.means2d.absgrad if absgrad else None))
+        rendered = rendered._replace(images=None, alphas=None)  # meta must not hold them
+
+        def make_records() -> Records:
+            return state_records(rendered, found.records)
+
+        def make_n_invalid() -> Tensor:
+            rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
+            return rendered.n_invalid.clone()
+
+        visible.make_gaussian_ids = lambda: state_records(rendered).gaussian_ids
+        return Drawn(images, alphas, found.means2d, make_records, make_n_invalid)
+
     records, means2d, radii, gaussian_ids, image_offsets, n_invalid = _Project.apply(
         means, quats, scales, covars, opacities, viewmats, Ks, width, height,
         {
             "camera_model": camera_model, "antialiased": antialiased, "eps2d": eps2d, "near_plane": near_plane,
             "far_plane": far_plane, "radius_clip": radius_clip,
         },
-        None if packed else (*batch, n_cameras, n_gaussians, 2),
+        dense_shape,
     )  # fmt: skip
-    visible.gaussian_ids = gaussian_ids
+    visible.make_gaussian_ids = lambda: gaussian_ids
     record_colors, records, n_invalid = _Color.apply(
         means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height, sh_degree,
         render_mode,
@@ -110,16 +160,7 @@ def render_with_grad(
         means2d, records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, *tiles, width, height,
         alpha_cap, means2d.absgrad if absgrad else None,
     )  # fmt: skip
-    has_colors = render_mode not in ("D", "ED")
-    n_color_channels = colors.shape[-1] if has_colors else 0
-    expected_depth = render_mode.endswith("ED")
-    if backgrounds is not None:
-        backgrounds = backgrounds.flatten(0, 1) if has_colors else None
-    if backgrounds is not None or expected_depth or (postprocess or PostProcess()) != PostProcess():
-        images, alphas = _Composite.apply(
-            images, alphas, backgrounds, n_color_channels, expected_depth, postprocess or PostProcess()
-        )
-    return Drawn(images, alphas, means2d, projected)
+    return Drawn(*finished(images, alphas), means2d, lambda: projected, lambda: projected.n_invalid)
 
 
 def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,11 +168,7 @@ def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def checked(ctx: Any, *gradients: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "rapfast has no second derivative: call backward() or autograd.grad() without create_graph=True, or "
-                'use backend="reference"'
-            )
+        refuse_second_derivative()
         return backward(ctx, *gradients)
 
     return checked
@@ -140,7 +177,7 @@ def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
 class _Visible:
     """The Gaussians that some view sees, known once they are projected."""
 
-    gaussian_ids: Tensor
+    make_gaussian_ids: Callable[[], Tensor]
 
 
 class _SparseGradient(Function):
@@ -154,7 +191,7 @@ class _SparseGradient(Function):
     @staticmethod
     @_first_derivative
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows = torch.unique(ctx.visible.gaussian_ids).long()
+        rows = torch.unique(ctx.visible.make_gaussian_ids()).long()
         values = gradient[0].index_select(0, rows)
         size = gradient.shape[1:]
         return torch.sparse_coo_tensor(rows[None], values, size, check_invariants=False, is_coalesced=True), None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from rapfast.ops.composite import PIXEL_TYPES, output_tensors
 from rapfast.ops.project import CAMERA_MODELS, Records, without_dead
 from rapfast.ops.split import TooLarge
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import native_stages
 
 MAX_INDEX = (1 << 31) - 1
 """Most records, and most (tile, record) pairs, of one native call: their indices are 32 bits."""
@@ -38,7 +38,9 @@ _HEADROOM = 1.125
 _SMALL = 32 << 20
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
+    """Of one native call, in the order of RenderSizes in csrc/render.h."""
+
     n_scenes: int
     n_cameras: int
     n_gaussians: int
@@ -66,7 +68,7 @@ def _pixel_rows(height: int, first_tile_row: int, n_tile_rows: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _layout(sizes: _Sizes) -> dict[str, int]:
+def _layout(sizes: Sizes) -> dict[str, int]:
     return native.state_layout(**sizes._asdict())
 
 
@@ -286,7 +288,7 @@ def _fake(
     pixel_type, record_capacity, capacity, keep_state, first_tile_row, n_tile_rows, fixed_room, net, maps,
     map_ids, view_weights, net_form, net_layers, coord_scale,
 ):  # fmt: skip
-    sizes = _Sizes(
+    sizes = Sizes(
         math.prod(means.shape[:-2]), viewmats.shape[-3], means.shape[-2], width, height,
         output_channels(colors, depth_channel), record_capacity, capacity, keep_state, first_tile_row, n_tile_rows,
     )  # fmt: skip
@@ -295,10 +297,10 @@ def _fake(
     if with_composite:
         out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
     state = means.new_empty((_layout(sizes)["size"],), dtype=torch.uint8)
-    return out, out_alphas, state, torch.empty(2, dtype=torch.int64)
+    return out, out_alphas, state, torch.empty(3, dtype=torch.int64)
 
 
-# Images, alphas, state, and on the host the records and intersections wanted.
+# Images, alphas, state, and on the host the records and intersections wanted, and with keep_state the visible records.
 render_op = define(
     "render(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, Tensor Ks, "
     "Tensor? colors, Tensor? backgrounds, Tensor? mean, Tensor? std, int width, int height, int camera_model, "
@@ -335,9 +337,10 @@ class Rendered(NamedTuple):
     images: Tensor  # [I, h, w, D] or [I, D, h, w]
     alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
     state: Tensor  # [bytes] uint8, opaque: see n_invalid, state_records and state_pixels
-    sizes: _Sizes
+    sizes: Sizes
     n_records: int  # rows in use, dead ones included; -1 with fixed_room: only the state knows
     n_intersections: int
+    n_visible: int = 0  # records that are not dead, with keep_state
 
     @property
     def n_invalid(self) -> Tensor:
@@ -428,7 +431,6 @@ def render(
     postprocess: PostProcess | None = None,
     keep_state: bool = False,
     capacities: tuple[int, int] | None = None,
-    stage_events: Sequence[torch.cuda.Event] | None = None,
     network: Network | None = None,
     network_input: NetworkInput | None = None,
     tile_rows: tuple[int, int] | None = None,
@@ -443,7 +445,7 @@ def render(
     Returns once the numbers of records and intersections are known, which is before the pixels are.
     ``capacities`` overrides what was learnt of them. With ``keep_state`` the state also holds what a backward
     pass starts from: each pixel's final transmittance and the place of its last record in its tile's list.
-    ``stage_events`` are six events that have been recorded before; they are recorded again around the stages.
+    Where a profiler asks for the stages (`rapfast.profiling`), events are recorded between them.
 
     While a CUDA graph is captured nothing can be read back, and the room is what it is: ``capacities``, or what
     calls of these sizes have learnt. So it is with ``memory`` and ``capacities``, where all is drawn in that memory.
@@ -497,14 +499,15 @@ def render(
     inputs = means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std
     net = operator_arguments(network, network_input)
     extras: dict[str, Any] = {}
-    if stage_events is not None:
-        extras["stage_events"] = torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
     if memory is not None:
         extras["memory"] = memory
     if out is not None:
         extras["out"] = out
     # The operator has no place for extras: they belong to one process and take no part in tracing.
     through_operator = not extras and _is_watched(inputs)
+    stages = None if through_operator else native_stages(device)
+    if stages is not None:
+        extras["stage_events"] = torch.tensor(stages.handles, dtype=torch.int64)
     while True:
         room = _Room(record_capacity, capacity, keep_state, first_row, n_rows, fixed_room)
         if max_bytes is not None:
@@ -514,9 +517,9 @@ def render(
                 raise TooLarge(f"the call needs {n_bytes} bytes, more than {max_bytes}", n_bytes)
         if through_operator:
             images, alphas, state, counts = render_op(*inputs, *form, *room, *net)
-            n_records, n_intersections = counts.tolist()
+            n_records, n_intersections, n_visible = counts.tolist()
         else:
-            images, alphas, state, (n_records, n_intersections) = _run(
+            images, alphas, state, (n_records, n_intersections, n_visible) = _run(
                 *inputs, form, room, *net, together=max_bytes is None and memory is None, **extras
             )
         if n_records <= record_capacity and n_intersections <= capacity:
@@ -532,13 +535,15 @@ def render(
         capacity = max(capacity, _room(n_intersections))
         if capacities is None:
             learnt.grow((record_capacity, capacity))  # so that the next call refuses at once where this one does
+    if stages is not None:
+        stages.done()
     if capacities is None and not fixed_room:
         learnt.note((record_capacity, capacity), (n_records, n_intersections), n_pairs)
     if form.channels_first:
         alphas = alphas.permute(0, 3, 1, 2)
     n_channels = output_channels(colors, form.depth_channel)
-    sizes = _Sizes(n_images // (n_cameras or 1), n_cameras, n_gaussians, width, height, n_channels, *room[:5])
-    return Rendered(images, alphas, state, sizes, n_records, n_intersections)
+    sizes = Sizes(n_images // (n_cameras or 1), n_cameras, n_gaussians, width, height, n_channels, *room[:5])
+    return Rendered(images, alphas, state, sizes, n_records, n_intersections, n_visible)
 
 
 def _output_bytes(n_images: int, n_channels: int, form: _Form, room: _Room) -> int:
@@ -551,15 +556,21 @@ def _output_bytes(n_images: int, n_channels: int, form: _Form, room: _Room) -> i
     return n_images * n_bytes
 
 
+def state_part(state: Tensor, sizes: Sizes, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """A part of a call's state, by its name in StateLayout of csrc/render.h."""
+    begin, size = _layout(sizes)[name], dtype.itemsize * math.prod(shape)
+    return state[begin : begin + size].view(dtype).reshape(shape)
+
+
 def _part(rendered: Rendered, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    begin, size = _layout(rendered.sizes)[name], dtype.itemsize * math.prod(shape)
-    return rendered.state[begin : begin + size].view(dtype).reshape(shape)
+    return state_part(rendered.state, rendered.sizes, name, dtype, *shape)
 
 
-def state_records(rendered: Rendered) -> Records:
+def state_records(rendered: Rendered, records: Tensor | None = None) -> Records:
     """The visible pairs of a call, cut out of its state. Reads no input of the call.
 
-    Of a call in a CUDA graph they are those of the last replay, and none where that had too little room.
+    Of a call in a CUDA graph they are those of the last replay, and none where that had too little room. ``records``
+    are the rows in use [M, 8] as a part of a graph; without them those of the state.
     """
     n = rendered.n_records
     if n < 0 and torch.cuda.is_current_stream_capturing():
@@ -573,7 +584,7 @@ def state_records(rendered: Rendered) -> Records:
         n = 0 if overflowed else n_records
     return without_dead(
         Records(
-            records=_part(rendered, "records", torch.float32, n, len(RECORD_FIELDS)),
+            records=_part(rendered, "records", torch.float32, n, len(RECORD_FIELDS)) if records is None else records,
             radii=_part(rendered, "radii", torch.int32, n, 2),
             gaussian_ids=_part(rendered, "gaussian_ids", torch.int32, n),
             image_offsets=_part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
@@ -590,57 +601,3 @@ def state_pixels(rendered: Rendered) -> tuple[Tensor, Tensor]:
         _part(rendered, "transmittances", torch.float32, *shape),
         _part(rendered, "last_ids", torch.int32, *shape),
     )
-
-
-STAGES = ("project", "color", "bin", "blend", "composite")
-_STAGES_AS_RUN = ("project", "bin", "color", "blend", "composite")
-
-
-def stage_times(
-    means: Tensor,  # [N, 3]
-    quats: Tensor,  # [N, 4]
-    scales: Tensor,  # [N, 3]
-    opacities: Tensor,  # [N]
-    colors: Tensor | None,  # [N, D] or [N, K, 3]; None: of the network
-    viewmats: Tensor,  # [C, 4, 4]
-    Ks: Tensor,  # [C, 3, 3]
-    width: int,
-    height: int,
-    sh_degree: int | None = None,
-    *,
-    antialiased: bool = False,
-    network: Network | None = None,
-    network_input: NetworkInput | None = None,
-    repeats: int = 9,
-) -> dict[str, float]:
-    """Milliseconds that each stage of one call takes on the GPU, the median of ``repeats`` calls, for a plain
-    pinhole render of colours. Time in which the GPU waits for the host counts to the stage that waits.
-
-    Spherical harmonics and given colours of up to four channels are made while Gaussians are projected: their
-    time is part of ``project`` and ``color`` is next to nothing. So is the counting of tiles, which used to be
-    part of ``bin``."""
-    batched = [tensor[None].contiguous() for tensor in (means, quats, scales)]
-    colors = None if colors is None else colors[None].contiguous()
-    opacities, viewmats, Ks = (tensor[None].contiguous() for tensor in (opacities, viewmats, Ks))
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(STAGES) + 1)]
-    stream = torch.cuda.current_stream(means.device)
-    for event in events:
-        event.record(stream)  # creates it
-
-    def run() -> list[float]:
-        render(
-            *batched, None, opacities, colors, viewmats, Ks, None, width, height, camera_model="pinhole",
-            antialiased=antialiased, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
-            sh_degree=sh_degree, render_mode="RGB", alpha_cap=0.999, stage_events=events, network=network,
-            network_input=network_input,
-        )  # fmt: skip
-        events[-1].synchronize()
-        return [begin.elapsed_time(end) for begin, end in zip(events, events[1:], strict=False)]
-
-    for _ in range(3):
-        run()
-    runs = [run() for _ in range(repeats)]
-    medians = {
-        name: statistics.median(times) for name, times in zip(_STAGES_AS_RUN, zip(*runs, strict=True), strict=True)
-    }
-    return {name: medians[name] for name in STAGES}
