@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,15 @@ def test_the_least_memory_among_the_fastest_is_chosen() -> None:
     assert choose(points).batch == 4
     assert choose([*points, Point(8, 30, 2.01, 2, 2, 30)]).max_memory == 30
     assert choose([p._replace(peak=None) for p in points]).batch == 4
+
+
+def test_entries_written_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "scene.ply.tuning.json"
+    entries = [replace(ENTRY, width=width) for width in range(1, 41)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda entry: tuning.save(path, entry), entries))
+    assert sorted(entry.width for entry in tuning.read(path)) == [entry.width for entry in entries]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_growing_batches_end_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
