@@ -399,7 +399,15 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
-    Claim("views", "Random views in batches", "2-5 times", "0, 1, 2", "test_appearance.py", views_answer, views),
+    Claim(
+        "views",
+        "Random views in batches",
+        "2-5 times",
+        "0, 1, 2",
+        "test_appearance.py bench/test_forward.py",
+        views_answer,
+        views,
+    ),
     Claim("calls", "Calls for 100 views", "12-13", "0", "test_claims.py -k calls", calls_answer, calls),
     Claim(
         "memory", "Memory against the batch", "about linear", "0", "test_forward.py -k room-500k", memory_answer, memory

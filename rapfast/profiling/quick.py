@@ -111,8 +111,9 @@ def _time(line: Line, device: torch.device, profiler: Profiler) -> None:
         return took
 
     with profiler.paused():
-        once()
-        first = once()  # the first has loaded or learnt something
+        first = once()
+        if first < SECONDS:
+            first = once()  # the first has loaded or learnt something
     least, most = ROUNDS
     with section(line.group):
         for _ in range(min(most, max(least, round(SECONDS / max(first, 1e-6))))):
