@@ -137,7 +137,15 @@ def test_paused_sections_are_not_looked_at() -> None:
             pass
         with section("seen"):
             pass
-    assert list(by_path(profiler)) == [("outer",), ("outer", "seen")]
+        with profiler.paused():
+            with profiler.paused(), section("deep"):
+                pass
+            with section("still"):
+                pass
+        with Profiler("cpu", enabled=False).paused(), section("also seen"):
+            pass
+    assert list(by_path(profiler)) == [("outer",), ("outer", "seen"), ("outer", "also seen")]
+    assert current() is None
 
 
 def test_runs_are_added_up_one_by_one() -> None:
@@ -397,13 +405,15 @@ def test_gpu_times_are_those_of_kernels() -> None:
 
 @pytest.mark.cuda
 def test_a_section_may_end_on_a_stream_that_is_ahead() -> None:
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    torch.cuda._sleep(1000)
+    torch.cuda.synchronize()
     with Profiler("cuda") as profiler:
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(200_000_000)  # some 0.1 s
         with section("across"):
-            stream = torch.cuda.Stream()
-            before = torch.cuda.current_stream()
             torch.cuda.set_stream(stream)
         torch.cuda.set_stream(before)
+        stream.synchronize()
         profiler._read_pending(wait=False)
         assert len(profiler._pending) == 1  # its begin has not come to pass, though its end has
     assert by_path(profiler)["across",].gpu.total == 0

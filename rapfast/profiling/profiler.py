@@ -233,6 +233,7 @@ class Profiler:
         self._spare: list[torch.cuda.Event] = []
         self._enough = MAX_PENDING
         self._run, self._runs_marked = OUTSIDE, 0
+        self._pauses = 0
         self._watch: Watch | None = None
         self.running = False
 
@@ -291,13 +292,20 @@ class Profiler:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Sections that begin in this block, in any thread, are not looked at."""
-        global _current
-        _current = None
+        """Sections that begin in this block, in any thread, are not looked at. Blocks may nest, and overlap in threads;
+        of a profiler that does not run they do nothing."""
+        self._pause(1)
         try:
             yield
         finally:
-            _current = self if self.running else None
+            self._pause(-1)
+
+    def _pause(self, more: int) -> None:
+        global _current
+        with self._lock:
+            self._pauses += more
+            if self.running and _current in (None, self):  # none began meanwhile
+                _current = None if self._pauses else self
 
     def count(self, name: str, n: float = 1) -> None:
         """Add `n` to a count of the innermost open section of this thread."""
