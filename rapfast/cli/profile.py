@@ -131,6 +131,6 @@ def _elsewhere(command: Command) -> Iterator[Command]:
     """
     option = _folder(command)
     beside = next(folder for folder in getattr(command, option).absolute().parents if folder.is_dir())
-    folder = tempfile.TemporaryDirectory(prefix=".rapfast-profile-", dir=beside)
+    folder = tempfile.TemporaryDirectory(prefix=".rapfast-profile-", dir=beside, ignore_cleanup_errors=True)
     with folder as name, contextlib.redirect_stdout(io.StringIO()):
         yield dataclasses.replace(command, **{option: Path(name) / "out"})
