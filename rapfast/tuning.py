@@ -12,15 +12,18 @@ what it says.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rapfast.io.atomic import atomic_write
+from rapfast.io.atomic import atomic_write, check_writable
 from rapfast.io.files import load_json, shorten
 
 FORMAT = "rapfast tuning 1"
@@ -106,14 +109,29 @@ def _why_not(entry: Any) -> str | None:
 
 
 def save(path: str | Path, found: Tuning) -> None:
-    """Put an entry into a file in place of an earlier one of its device and size; others are kept.
+    """Put an entry into a file in place of an earlier one of its device and size; others are kept, those too that
+    another process writes at the same time.
 
     Raises:
         OSError: the file cannot be written. ValueError: what is there is no such file.
     """
-    entries = [entry for entry in read(path) if entry.key != found.key] if os.path.exists(path) else []
-    content = {"format": FORMAT, "entries": [asdict(entry) for entry in (*entries, found)]}
-    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+    with _alone(check_writable(path).parent):
+        entries = [entry for entry in read(path) if entry.key != found.key] if os.path.exists(path) else []
+        content = {"format": FORMAT, "entries": [asdict(entry) for entry in (*entries, found)]}
+        atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Others wait for this one: the folder is locked, which leaves no file behind. A file system without locks has
+    none, and there the last to write wins."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def load(

@@ -54,6 +54,29 @@ def test_a_profiled_command_does_what_it_does_alone(scene: Path, capsys: pytest.
     assert current() is None
 
 
+def test_repeats_time_the_work_alone_and_write_beside_it(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders that are thrown away are removed outside of what is timed, and lie on the disk that the user chose."""
+    import tempfile
+
+    from rapfast.cli.render import Render
+
+    seen: list[Path] = []
+    timed: list[bool] = []
+    work, leave = Render.run, tempfile.TemporaryDirectory.__exit__
+
+    def watch(self: tempfile.TemporaryDirectory[str], *error: object) -> None:
+        timed.append(current() is not None and bool(current()._stack()))
+        leave(self, *error)
+
+    monkeypatch.setattr(Render, "run", lambda self: (seen.append(self.out), work(self))[1])
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "__exit__", watch)
+    assert run("profile", "--repeats", 2, "--warmups", 1, "--", *words(scene, "deep/out")) == 0
+    assert timed == [False, False]
+    assert [out == scene.parent / "deep" / "out" for out in seen] == [False, True, False]
+    assert all(scene.parent in out.parents for out in seen)
+    assert not list(scene.parent.rglob(".rapfast-profile-*"))
+
+
 def test_a_profile_with_a_trace(scene: Path) -> None:
     trace = scene.parent / "trace.json"
     assert run("profile", "--no-memory", "--trace", trace, "--", *words(scene, "out")) == 0
@@ -63,6 +86,11 @@ def test_a_profile_with_a_trace(scene: Path) -> None:
 
 def test_what_profile_refuses(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "give a command behind --" in fails(capsys, "profile")
+    assert "give a command behind --" in fails(capsys, "profile", "render", scene, "--out", "o")
+    said = fails(capsys, "profile", "--warmups", 9, "--trace", scene.parent / "no" / "t.json", "--", *words(scene, "o"))
+    assert "no/t.json: cannot be written" in said
+    said = fails(capsys, "profile", "--warmups", 9, "--trace", scene.parent / "t.txt", "--", *words(scene, "o"))
+    assert "trace must be a file .json or .json.gz" in said
     assert "'info' is not profiled" in fails(capsys, "profile", "--", "info")
     assert "'tune' is not profiled" in fails(capsys, "profile", "--", "tune", scene)
     assert "--repeats must be at least 1, got 0" in fails(capsys, "profile", "--repeats", 0, "--", *words(scene, "o"))
@@ -109,7 +137,10 @@ def test_what_compare_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--threshold must be" in fails(capsys, "compare", good, good, "--threshold", -1)
     assert "--confidence must be" in fails(capsys, "compare", good, good, "--confidence", 1)
     assert "--plot must end in .svg, .png or .pdf" in fails(capsys, "compare", good, good, "--plot", "x.gif")
-    assert "share nothing that was measured" in fails(capsys, "compare", good, good, "--min-ms", 100)
+    said = fails(capsys, "compare", good, good, "--min-ms", 100)
+    assert "share nothing that was measured and takes --min-ms 100 or longer" in said
+    for value in (-1, "nan", "inf"):
+        assert "--min-ms must be a number of at least 0" in fails(capsys, "compare", good, good, "--min-ms", value)
     results = sorted((Path(__file__).parents[1] / "bench" / "results").glob("*.json"))
     if results:
         assert "a profile and" in fails(capsys, "compare", good, results[0])
@@ -132,6 +163,7 @@ def test_a_quick_look(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     groups = {s["path"][0] for s in content["sections"]}
     assert any(group.startswith("render") for group in groups) and any("reference images" in g for g in groups)
     for section in content["sections"]:
+        assert len(section["path"]) > 1, "neither a group nor what was made for it is a measurement"
         if len(section["path"]) == 2:  # a line; what is inside it may be many sections
             assert 5 <= section["calls"] <= 60, section["path"]
     assert run("compare", path, path) == 0
@@ -163,17 +195,38 @@ def test_the_suite_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     pytest.importorskip("pytest_benchmark")
     seen: list[list[str]] = []
 
+    target = tmp_path / "run.json"
+
     def fake(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         seen.append(command)
-        return subprocess.CompletedProcess(command, 1 if "fail" in command else 0)
+        (option,) = [word for word in command if word.startswith("--benchmark-json=")]
+        file = Path(option.partition("=")[2])
+        assert file.parent == tmp_path and file != target and file.suffix == ".json"
+        if "stop" in command:  # as pytest does at Ctrl-C: the file is empty
+            raise KeyboardInterrupt
+        if "collect" not in command:
+            file.write_text(f"run {len(seen)}")
+        return subprocess.CompletedProcess(command, 1 if {"fail", "collect"} & set(command) else 0)
 
     monkeypatch.setattr(subprocess, "run", fake)
-    assert run("bench", "--device", "cpu", "--json", tmp_path / "run.json", "--", "-k", "room", "--rounds", "1") == 0
-    assert seen[0] == [
-        sys.executable, "-m", "pytest", "bench", f"--benchmark-json={tmp_path / 'run.json'}", "--device", "cpu", "-k",
-        "room", "--rounds", "1",
+    suite = ["bench", "--device", "cpu", "--json", target]
+    assert run(*suite, "--", "-k", "room", "--rounds", "1") == 0
+    command = [word for word in seen[0] if not word.startswith("--benchmark-json=")]
+    assert command == [
+        sys.executable, "-m", "pytest", "bench", "--device", "cpu", "-k", "room", "--rounds", "1",
     ]  # fmt: skip
-    assert run("bench", "--device", "cpu", "--json", tmp_path / "run.json", "--", "fail") == 1
+    assert target.read_text() == "run 1"
+    assert run(*suite, "--", "collect") == 1 and target.read_text() == "run 1"  # nothing was measured
+    assert run(*suite, "--", "stop") == 130 and target.read_text() == "run 1"
+    assert run(*suite, "--", "fail") == 1 and target.read_text() == "run 4"  # some benchmark failed, others did not
+    assert files(tmp_path) == ["run.json"]
+
+
+def test_the_suite_takes_no_number(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_command, "parse_device", lambda text: torch.device(text))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it ran on another GPU"))
+    said = fails(capsys, "bench", "--device", "cuda:1")
+    assert "--device cuda:1: the suite measures the first GPU" in said
 
 
 # --- tune ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,34 @@ def test_the_least_memory_among_the_fastest_is_chosen() -> None:
     assert choose([p._replace(peak=None) for p in points]).batch == 4
 
 
+def test_entries_written_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "scene.ply.tuning.json"
+    entries = [replace(ENTRY, width=width) for width in range(1, 41)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda entry: tuning.save(path, entry), entries))
+    assert sorted(entry.width for entry in tuning.read(path)) == [entry.width for entry in entries]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_growing_batches_end_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A made-up renderer: 2 ms a call and 1 ms a view, slower from 8 views on, no memory for 16."""
+    """A made-up renderer on a made-up clock: 4 ms a call and 1 ms a view, slower from 8 views on and where memory is
+    bounded; no memory for 16."""
+    now = [0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0] / 1e9)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
     calls: list[tuple[int, int | None]] = []
 
     def draw(batch: int, max_memory: int | None) -> torch.Tensor:
+        if batch > 32:
+            raise RuntimeError("a fault")
+        if batch > 16:
+            return torch.empty(1 << 60, dtype=torch.uint8)  # which the host has not
         if batch > 8:
             raise MemoryError
         if max_memory is not None and max_memory < 1 << 20:
             raise ValueError("max_memory is too small")
         calls.append((batch, max_memory))
-        time.sleep(0.004 + 0.001 * batch + (0.02 if batch > 4 else 0) + (0.02 if max_memory else 0))
+        now[0] += 1_000_000 * (4 + batch + (20 if batch > 4 else 0) + (20 if max_memory else 0))
         return torch.ones(batch << 20)  # 4 MiB a view
 
     told: list[Point] = []
@@ -100,9 +118,8 @@ def test_growing_batches_end_where_memory_does(monkeypatch: pytest.MonkeyPatch) 
     assert found.stopped == "memory does not suffice for 16 views"
     assert found.best.batch == 4 and found.best.max_memory is None
     assert told == [*found.batches, *found.splits]
-    for point in found.batches:
-        assert point.low <= point.ms_per_view <= point.high
-    assert found.batches[0].ms_per_view > 1.3 * found.best.ms_per_view
+    for point, ms in zip(found.batches, (5, 3, 2, 4), strict=True):
+        assert point.low == point.high == point.ms_per_view == pytest.approx(ms)
     if found.best.peak is not None:
         assert [point.max_memory for point in found.splits] and all(p.batch == 4 for p in found.splits)
 
@@ -111,4 +128,9 @@ def test_growing_batches_end_where_memory_does(monkeypatch: pytest.MonkeyPatch) 
         assert "MiB, more than 10" in found.stopped and found.best.batch <= 2
     with pytest.raises(RuntimeError, match="nothing could be measured: memory does not suffice for 16 views"):
         search(draw, CPU, [16])
-    assert batch_search.ROUNDS[0] >= 5
+    with pytest.raises(RuntimeError, match="nothing could be measured: memory does not suffice for 32 views"):
+        search(draw, CPU, [32])
+    with pytest.raises(RuntimeError, match="a fault"):
+        search(draw, CPU, [64])
+    least = batch_search.ROUNDS[0] + 3  # two before, one for the memory
+    assert all(calls.count((batch, None)) >= least for batch in (1, 2, 4, 8))

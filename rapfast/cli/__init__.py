@@ -103,6 +103,8 @@ def parse(arguments: list[str]) -> Command:
         "profile": Profile, "bench": Bench, "compare": Compare, "tune": Tune,
     }  # fmt: skip
     words: list[str] = []
+    if arguments[:1] == ["profile"] and not {"--", "-h", "--help"} & set(arguments):
+        arguments = arguments[:1]  # which says that -- is missing, where tyro would call the command an unknown option
     passes_on = bool(arguments) and arguments[0] in _PASS_ON and "--" in arguments
     if passes_on:
         place = arguments.index("--")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from ..io.atomic import check_writable
+from ..io.atomic import atomic_path, check_writable
 from .common import Command, parse_device
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ class Bench(Command):
     nowhere."""
 
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
-    """auto, cpu, cuda or cuda:NUMBER."""
+    """auto, cpu, cuda or cuda:NUMBER; the suite takes no number."""
 
     words: tyro.conf.Suppress[tuple[str, ...]] = ()
 
@@ -89,12 +90,24 @@ class Bench(Command):
             )
         if missing := [name for name in ("pytest", "pytest_benchmark") if importlib.util.find_spec(name) is None]:
             raise ImportError(f"the benchmark suite needs {' and '.join(missing)}: pip install 'rapfast[bench]'")
+        if self.device.startswith("cuda:"):
+            raise ValueError(
+                f"--device {self.device}: the suite measures the first GPU it sees: give --device cuda, and choose the "
+                "GPU by the environment variable CUDA_VISIBLE_DEVICES"
+            )
         target = Path("bench_out/run.json") if self.json is None else self.json
         if self.json is None:
             target.parent.mkdir(exist_ok=True)
         target = check_writable(target)
-        command = [sys.executable, "-m", "pytest", "bench", f"--benchmark-json={target}", "--device", device.type]
-        status = subprocess.run([*command, *self.words], cwd=ROOT, check=False).returncode
-        if status == 0:
+        # pytest-benchmark empties its file when it begins and fills it at the end: an earlier run is kept until then
+        with contextlib.suppress(_NothingWritten), atomic_path(target) as file:
+            command = [sys.executable, "-m", "pytest", "bench", f"--benchmark-json={file}", "--device", device.type]
+            status = subprocess.run([*command, *self.words], cwd=ROOT, check=False).returncode
+            if file.stat().st_size == 0:
+                raise _NothingWritten
             print(f"-> {target}")
         return 1 if status else 0
+
+
+class _NothingWritten(Exception):
+    """The suite ended without a result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,8 @@ class Compare(Command):
     """A change up to this fraction is none."""
 
     confidence: float = 0.99
-    """Of the bounds."""
+    """That the bounds of all times hold together: at 0.99, one in 100 comparisons of what did not change flags
+    anything."""
 
     min_ms: float = 0.0
     """Leave out what takes less than so many milliseconds."""
@@ -58,21 +60,26 @@ class Compare(Command):
         from rich.console import Console
 
         from ..profiling import compare
+        from ..profiling.plotting import pyplot
 
         if not 0 <= self.threshold < 10:
             raise ValueError(f"--threshold must be a fraction within 0..10, as 0.05, got {self.threshold:g}")
         if not 0 < self.confidence < 1:
             raise ValueError(f"--confidence must be above 0 and below 1, as 0.99, got {self.confidence:g}")
+        if not 0 <= self.min_ms < math.inf:
+            raise ValueError(f"--min-ms must be a number of at least 0, got {self.min_ms:g}")
         if self.plot is not None:
             if self.plot.suffix not in (".svg", ".png", ".pdf"):
                 raise ValueError(f"--plot must end in .svg, .png or .pdf, got {self.plot.name!r}")
             check_writable(self.plot)
+            pyplot()  # where it is not installed, that is said before the work
         before, after = compare.read(self.before), compare.read(self.after)
         if before.kind != after.kind:
             raise ValueError(f"{self.before} is a {before.kind} and {self.after} a {after.kind}: they share no name")
         found = compare.compare(before, after, self.threshold, self.confidence, self.min_ms)
         if not found.rows:
-            raise ValueError(f"{self.before} and {self.after} share nothing that was measured")
+            longer = f" and takes --min-ms {self.min_ms:g} or longer" if self.min_ms else ""
+            raise ValueError(f"{self.before} and {self.after} share nothing that was measured{longer}")
         console = Console()
         (console if console.is_terminal else Console(width=200)).print(compare.table(found))
         for sentence in compare.sentences(found):

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -63,22 +64,27 @@ class Profile(Command):
         for name, least in (("repeats", 1), ("warmups", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
-        if self.json is not None:
-            check_writable(self.json)
+        for file in (self.json, self.trace):
+            if file is not None:
+                check_writable(file)
         try:
             command = self._command()
         except SystemExit as stop:  # it was explained
             return stop.code if isinstance(stop.code, int) else 2
         device = _device(command)
         name, words = self.words[0], ["rapfast", *self.words]
+        profiler = Profiler(device, memory=not self.no_memory, stages=not self.no_stages, trace=self.trace)
         for i in range(self.warmups):
             print(f"warm-up {i + 1} of {self.warmups}", file=sys.stderr)
-            _again(command)
-        profiler = Profiler(device, memory=not self.no_memory, stages=not self.no_stages, trace=self.trace)
+            with _elsewhere(command) as again:
+                if status := again.run():
+                    return status
         with profiler:
             for i in range(self.repeats):
-                with profiler.run(), section(name):
-                    status = command.run() if i == 0 else _again(command)
+                elsewhere = contextlib.nullcontext(command) if i == 0 else _elsewhere(command)
+                # the outermost: its folder is made before and thrown away after what is timed
+                with elsewhere as once, profiler.run(), section(name):
+                    status = once.run()
                 if status:
                     return status
         record = profiler.record(words)
@@ -117,9 +123,14 @@ def _folder(command: Command) -> str | None:
     return next((name for name in ("out", "output_root") if isinstance(getattr(command, name, None), Path)), None)
 
 
-def _again(command: Command) -> int | None:
-    """The same work, its files into a folder that is thrown away, its sentences nowhere."""
-    with tempfile.TemporaryDirectory(prefix="rapfast-profile-") as folder:
-        again = dataclasses.replace(command, **{_folder(command): Path(folder) / "out"})
-        with contextlib.redirect_stdout(io.StringIO()):
-            return again.run()
+@contextlib.contextmanager
+def _elsewhere(command: Command) -> Iterator[Command]:
+    """The same work, its files into a folder that is thrown away, its sentences nowhere.
+
+    The folder lies where the command's own would: another disk may write faster or slower.
+    """
+    option = _folder(command)
+    beside = next(folder for folder in getattr(command, option).absolute().parents if folder.is_dir())
+    folder = tempfile.TemporaryDirectory(prefix=".rapfast-profile-", dir=beside, ignore_cleanup_errors=True)
+    with folder as name, contextlib.redirect_stdout(io.StringIO()):
+        yield dataclasses.replace(command, **{option: Path(name) / "out"})

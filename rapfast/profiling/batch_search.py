@@ -77,7 +77,9 @@ def search(
     for batch in batches:
         try:
             point = _measured(draw, device, batch, None, seconds)
-        except (torch.cuda.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
             stopped = f"memory does not suffice for {batch} views"
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -95,10 +97,17 @@ def search(
         bound = int(fraction * best.peak)
         try:
             splits.append(_measured(draw, device, best.batch, bound, seconds))
-        except (ValueError, torch.cuda.OutOfMemoryError):  # so few bytes are not enough for one view
+        except (ValueError, RuntimeError) as error:  # so few bytes are not enough for one view
+            if not (isinstance(error, ValueError) or _out_of_memory(error)):
+                raise
             break
         progress(splits[-1])
     return Found(tried, splits, choose([best, *splits]), stopped)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has no type of its own for the host's."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def choose(points: list[Point]) -> Point:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rapfast.io.files import load_json, shorten
+from rapfast.io.files import integer, load_json, number, shorten
 from rapfast.profiling import records
 from rapfast.profiling.machine import name_of
 from rapfast.profiling.statistics import Ratio, Sample, ratio, sample, summary
@@ -118,14 +118,18 @@ def _pytest_benchmark(path: str | Path, content: dict[str, Any]) -> tuple[str, d
     for place, entry in enumerate(benchmarks):
         try:
             name, stats = entry["fullname"], entry["stats"]
-            data = [1e3 * float(value) for value in stats.get("data") or []]
+            if not isinstance(name, str):
+                raise TypeError(f"fullname must be a string, got {shorten(name)}")
+            median, iqr = (1e3 * number(stats[key], f"stats.{key}") for key in ("median", "iqr"))
+            data = [1e3 * number(value, "stats.data") for value in stats.get("data") or []]
             if data and min(data) > 0:
                 found[name, TIME] = sample(data)
-            elif stats["median"] > 0:
-                found[name, TIME] = summary(1e3 * stats["median"], 1e3 * stats["iqr"], int(stats["rounds"]))
+            elif median > 0:
+                found[name, TIME] = summary(median, iqr, integer(stats["rounds"], "stats.rounds"))
             extra = entry.get("extra_info") or {}
-            if extra.get("peak_mib") and extra.get("device") == "cuda":  # a process's resident set is never the same
-                found[name, MEMORY] = Sample(float(extra["peak_mib"]), None, 1)
+            peak = number(extra.get("peak_mib") or 0, "extra_info.peak_mib")
+            if peak > 0 and extra.get("device") == "cuda":  # a process's resident set is never the same
+                found[name, MEMORY] = Sample(peak, None, 1)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}: benchmarks[{place}] is not as pytest-benchmark writes it: {type(error).__name__}: {error}"
@@ -151,20 +155,27 @@ def compare(
     """What stands in both.
 
     A thing is slower where even the lower bound of its ratio is above 1 + threshold, faster where even the upper one is
-    below 1 / (1 + threshold). What a GPU's allocator says does not vary: a ratio of
-    memory is its own bound.
+    below 1 / (1 + threshold). What a GPU's allocator says does not vary: a ratio of memory is its own bound.
+
+    The confidence is that all bounds of times hold together: of m, each is asked for at 1 - (1 - confidence) / m
+    (Bonferroni's inequality), or of many things that did not change some would always be flagged.
 
     Args:
         threshold: a change that is none, as a fraction: two runs of one program differ by a few per cent.
-        confidence: of the bounds, 0..1.
+        confidence: of all bounds together, 0..1.
         min_ms: leave out what takes less than that in both.
     """
+    both = [
+        (name, unit, first, second)
+        for (name, unit), first in before.samples.items()
+        if (second := after.samples.get((name, unit))) is not None
+        and (unit == MEMORY or max(first.median, second.median) >= min_ms)
+    ]
+    judged = sum(unit == TIME and None not in (a.spread, b.spread) for _, unit, a, b in both)
+    of_each = 1 - (1 - confidence) / max(1, judged)
     rows = []
-    for (name, unit), first in before.samples.items():
-        second = after.samples.get((name, unit))
-        if second is None or (unit == TIME and max(first.median, second.median) < min_ms):
-            continue
-        found = ratio(first, second, confidence)
+    for name, unit, first, second in both:
+        found = ratio(first, second, of_each)
         if unit == MEMORY:
             found = Ratio(found.value, found.value, found.value)
         rows.append(Row(name, unit, first, second, found, _verdict(found, unit, threshold)))

@@ -23,6 +23,9 @@ NATIVE_STAGES = ("project", "bin", "color", "blend", "composite")
 MAX_SAMPLES = 1024
 """Calls of a section whose own times are kept; of more, every second, every fourth ..."""
 
+OUTSIDE = -1
+"""Number of no run: of sections that end where none of the marked repetitions goes on."""
+
 MAX_PENDING = 4096
 """GPU times that may wait to be read before somebody looks which are there."""
 
@@ -90,13 +93,15 @@ def current() -> Profiler | None:
 
 def count(name: str, n: float = 1) -> None:
     """Add `n` to a count of the innermost open section of this thread, such as count("views", 8)."""
-    if _current is not None and not torch.compiler.is_compiling():
-        _current.count(name, n)
+    profiler = _current  # once: another thread may end or pause it meanwhile
+    if profiler is not None and not torch.compiler.is_compiling():
+        profiler.count(name, n)
 
 
 def native_stages(device: int) -> NativeStages | None:
     """For a native call on that GPU: events to record between its stages; None where nobody asks for them."""
-    return None if _current is None else _current._native_stages(device)
+    profiler = _current
+    return None if profiler is None else profiler._native_stages(device)
 
 
 class Times:
@@ -108,7 +113,7 @@ class Times:
         self.calls, self.total = 0, 0.0
         self.smallest, self.largest = float("inf"), 0.0
         self.samples: list[float] = []  # single calls, in order
-        self.runs: dict[int, float] = {}  # sums over the calls of each run, by its number
+        self.runs: dict[int, float] = {}  # sums over the calls that ended in each run, by its number
         self._stride, self._skipped = 1, 0
 
     def add(self, ms: float, run: int) -> None:
@@ -227,7 +232,8 @@ class Profiler:
         self._pending: list[tuple[list[Node], list[torch.cuda.Event], int]] = []
         self._spare: list[torch.cuda.Event] = []
         self._enough = MAX_PENDING
-        self._run, self._runs_marked = 0, 0
+        self._run, self._runs_marked = OUTSIDE, 0
+        self._pauses = 0
         self._watch: Watch | None = None
         self.running = False
 
@@ -272,10 +278,13 @@ class Profiler:
     @contextmanager
     def run(self) -> Iterator[None]:
         """One of several repetitions of the same work: times are also added up for each, and their spread tells how
-        far a later comparison may trust them."""
+        far a later comparison may trust them. What ends outside is of none of them."""
         self._runs_marked += 1
         self._run = self._runs_marked - 1
-        yield
+        try:
+            yield
+        finally:
+            self._run = OUTSIDE
 
     def section(self, name: str) -> section:
         """`section(name)`, for who has the profiler at hand: it reports to the one that runs."""
@@ -283,13 +292,20 @@ class Profiler:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Sections that begin in this block, in any thread, are not looked at."""
-        global _current
-        _current = None
+        """Sections that begin in this block, in any thread, are not looked at. Blocks may nest, and overlap in threads;
+        of a profiler that does not run they do nothing."""
+        self._pause(1)
         try:
             yield
         finally:
-            _current = self if self.running else None
+            self._pause(-1)
+
+    def _pause(self, more: int) -> None:
+        global _current
+        with self._lock:
+            self._pauses += more
+            if self.running and _current in (None, self):  # none began meanwhile
+                _current = None if self._pauses else self
 
     def count(self, name: str, n: float = 1) -> None:
         """Add `n` to a count of the innermost open section of this thread."""
@@ -387,9 +403,12 @@ class Profiler:
         with self._lock:
             pending, self._pending = self._pending, []
             for nodes, events, run in pending:
+                # The first too: where a section ends on another stream than it began on, its end may come first.
+                ends = events[0], events[-1]
                 if wait:
-                    events[-1].synchronize()
-                elif not events[-1].query():
+                    for event in ends:
+                        event.synchronize()
+                elif not all(event.query() for event in ends):
                     self._pending.append((nodes, events, run))
                     continue
                 for node, begin, end in zip(nodes, events, events[1:], strict=False):
@@ -420,13 +439,17 @@ class Profiler:
 
     def run_ms(self, name: str) -> list[float]:
         """What all sections of a name took in each run, milliseconds: on the GPU where that was measured, else on the
-        host. 0 in a run that did not come to them."""
+        host. 0 in a run that did not come to them; where no run was marked, all that they took."""
         total = [0.0] * self.n_runs
         for node in self.nodes():
             if node.path[-1] == name:
-                for run, ms in (node.gpu if node.gpu.calls else node.host).runs.items():
-                    total[run] += ms
+                of_runs = self.runs_of(node.gpu if node.gpu.calls else node.host)
+                total = [sum(both) for both in zip(total, of_runs, strict=True)]
         return total
+
+    def runs_of(self, times: Times) -> list[float]:
+        """A section's milliseconds in each run that was marked; where none was, all there are."""
+        return [times.runs.get(run, 0.0) for run in range(self._runs_marked)] if self._runs_marked else [times.total]
 
     def record(self, command: Sequence[str] = ()) -> dict[str, Any]:
         """What was found, as the JSON of `save` holds it."""

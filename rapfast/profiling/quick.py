@@ -29,7 +29,7 @@ SECONDS = 0.8
 """For the rounds of one line, where they are many."""
 
 ROUNDS = (5, 60)
-"""At least and at most."""
+"""At least, whose spread `rapfast compare` needs, and at most."""
 
 
 class Line(NamedTuple):
@@ -61,7 +61,7 @@ class Setup(NamedTuple):
 
 
 SETUPS = {
-    "cpu": Setup(20_000, 427, 240, (1, 4, 8), (192, 108)),
+    "cpu": Setup(20_000, 427, 240, (1, 4, 8), (96, 54)),
     "cuda": Setup(100_000, 854, 480, (1, 8, 32), (854, 480)),
 }
 
@@ -78,18 +78,26 @@ def measure(
         progress: is told the name of each group when it is begun.
 
     Returns:
-        the profile's record (`records`), whose sections are group and name, with counts "units"; and the lines.
+        the profile's record (`records`), whose sections are group and name; and the lines.
     """
     lines: list[Line] = []
     profiler, group = Profiler(device, nvtx=False), None
+    waiting = _lines(device)
     with torch.no_grad(), profiler:
-        for line in _lines(device):
+        while True:
+            with profiler.paused():  # what a line needs is made here, and is none
+                line = next(waiting, None)
+            if line is None:
+                break
             if line.group != group:
                 group = line.group
                 progress(group)
             _time(line, device, profiler)
             lines.append(line)
-    return profiler.record(["rapfast", "bench", "quick"]), lines
+    record = profiler.record(["rapfast", "bench", "quick"])
+    # a group is no measurement: its calls are its lines, warm-ups between their rounds
+    record["sections"] = [found for found in record["sections"] if len(found["path"]) > 1]
+    return record, lines
 
 
 def _time(line: Line, device: torch.device, profiler: Profiler) -> None:
@@ -103,8 +111,9 @@ def _time(line: Line, device: torch.device, profiler: Profiler) -> None:
         return took
 
     with profiler.paused():
-        once()
-        first = once()  # the first has loaded or learnt something
+        first = once()
+        if first < SECONDS:
+            first = once()  # the first has loaded or learnt something
     least, most = ROUNDS
     with section(line.group):
         for _ in range(min(most, max(least, round(SECONDS / max(first, 1e-6))))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,23 +33,23 @@ def make(profiler: Profiler, command: Sequence[str] = ()) -> dict[str, Any]:
         "device": str(profiler.device),
         "runs": profiler.n_runs,
         "machine": machine.describe(profiler.device),
-        "sections": [_section(node, profiler.n_runs) for node in profiler.nodes()],
+        "sections": [_section(node, profiler) for node in profiler.nodes()],
     }
 
 
-def _section(node: Node, n_runs: int) -> dict[str, Any]:
+def _section(node: Node, profiler: Profiler) -> dict[str, Any]:
     return {
         "thread": node.thread,
         "path": list(node.path),
         "calls": max(node.calls, node.gpu.calls),
-        "host_ms": _times(node.host, n_runs),
-        "gpu_ms": _times(node.gpu, n_runs),
+        "host_ms": _times(node.host, profiler),
+        "gpu_ms": _times(node.gpu, profiler),
         "memory": node.memory or None,
         "counts": node.counts,
     }
 
 
-def _times(times: Times, n_runs: int) -> dict[str, Any] | None:
+def _times(times: Times, profiler: Profiler) -> dict[str, Any] | None:
     """None where there are none: stages of a native call have no host time, nothing has GPU time on the CPU."""
     if not times.calls:
         return None
@@ -57,7 +58,7 @@ def _times(times: Times, n_runs: int) -> dict[str, Any] | None:
         "median": statistics.median(times.samples or [times.total / times.calls]),
         "min": times.smallest,
         "max": times.largest,
-        "runs": [times.runs.get(run, 0.0) for run in range(n_runs)],
+        "runs": profiler.runs_of(times),
         "samples": times.samples,
     }
 
@@ -93,7 +94,8 @@ def why_not(content: Any) -> str | None:
     if content["runs"] < 1:
         return f'"runs" must be at least 1, got {content["runs"]}'
     about = content["machine"]
-    if not isinstance((about.get("gpu") or about.get("cpu") or {}).get("name"), str):
+    named = about.get("gpu") or about.get("cpu")
+    if not (isinstance(named, dict) and isinstance(named.get("name"), str)):
         return '"machine" names neither a GPU nor a processor'
     for place, entry in enumerate(content["sections"]):
         if reason := _why_no_section(entry, content["runs"]):
@@ -136,10 +138,22 @@ def _why_no_section(entry: Any, n_runs: int) -> str | None:
     memory = entry.get("memory")
     if memory is not None:
         uses = memory.values() if isinstance(memory, dict) else [None]
-        if not all(isinstance(use, dict) and all(isinstance(use.get(key), int) for key in _BYTES) for use in uses):
+        if not all(isinstance(use, dict) and all(_is_bytes(use.get(key)) for key in _BYTES) for use in uses):
             return f'"memory" must hold {", ".join(_BYTES)} in bytes, got {_kind(memory)}'
+    counts = entry.get("counts")
+    if not (isinstance(counts, dict) and all(_is_number(n) for n in counts.values())):
+        return f'"counts" must hold numbers by name, got {_kind(counts)}'
     return None
 
 
+def _is_bytes(value: Any) -> bool:
+    return _is_time(value) and isinstance(value, int)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_time(value) or _is_time(-value if isinstance(value, (int, float)) else None)
+
+
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+    # no infinity, and no whole number too long for a float
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max

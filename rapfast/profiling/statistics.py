@@ -67,7 +67,7 @@ def ratio(before: Sample, after: Sample, confidence: float = 0.99) -> Ratio:
     total = sum(variances)
     if total == 0:
         return Ratio(value, value, value)
-    freedom = total**2 / sum(v**2 / (s.n - 1) for v, s in zip(variances, (before, after), strict=True))
+    freedom = 1 / sum((v / total) ** 2 / (s.n - 1) for v, s in zip(variances, (before, after), strict=True))
     half = student_t((1 + confidence) / 2, freedom) * math.sqrt(total)
     return Ratio(value, value * math.exp(-half), value * math.exp(half))
 
@@ -75,14 +75,16 @@ def ratio(before: Sample, after: Sample, confidence: float = 0.99) -> Ratio:
 def student_t(p: float, freedom: float) -> float:
     """The p-quantile, p in 0.5..1, of Student's t, whole degrees of freedom (the next smaller are taken).
 
-    One and two degrees have closed forms; of more it is the Cornish-Fisher expansion of the normal quantile
-    (Abramowitz and Stegun, 26.7.5), within 3 % at three degrees and p = 0.995.
+    Of up to 30 degrees the distribution is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4), halved until the
+    angle is found; of more the quantile is the Cornish-Fisher expansion of the normal one (26.7.5), exact to 1e-5.
     """
     n = max(1, math.floor(freedom))
-    if n == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if n == 2:
-        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+    if n <= 30:
+        low, high = 0.0, math.pi / 2
+        for _ in range(60):
+            angle = (low + high) / 2
+            low, high = (angle, high) if _within(angle, n) < 2 * p - 1 else (low, angle)
+        return math.sqrt(n) * math.tan(low)
     z = statistics.NormalDist().inv_cdf(p)
     terms = (
         z,
@@ -92,3 +94,15 @@ def student_t(p: float, freedom: float) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return sum(term / n**i for i, term in enumerate(terms))
+
+
+def _within(angle: float, n: int) -> float:
+    """Probability that |t| <= sqrt(n) tan(angle), of n degrees of freedom."""
+    square = math.cos(angle) ** 2
+    term = math.cos(angle) if n % 2 else 1.0
+    total = 0.0 if n == 1 else term
+    for i in range(3 if n % 2 else 2, n - 1, 2):  # factors 2/3, 4/5 ... or 1/2, 3/4 ...
+        term *= square * (i - 1) / i
+        total += term
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if n % 2 else total

@@ -88,8 +88,8 @@ def _time_cells(times: dict[str, Any] | None, around: float | None) -> list[str]
 
 
 def _counts(section: dict[str, Any]) -> str:
-    """Such as "24 views, 310 / s"."""
-    seconds = (_total(section, "host_ms") or 0.0) / 1e3
+    """Such as "24 views, 310 / s", by the clock on which the section took longer: the host may be ahead of the GPU."""
+    seconds = max(_total(section, clock) or 0.0 for clock in ("host_ms", "gpu_ms")) / 1e3
     parts = []
     for name, n in section["counts"].items():
         rate = f", {_number(n / seconds)} / s" if seconds else ""
