@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,16 @@ class Drawn(NamedTuple):
     alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
     means2d: Tensor  # [M, 2], or dense [..., C, N, 2] with 0 where culled
     projected: Records  # its records are part of the graph too
+    means2d_of_views: tuple[Tensor, ...] | None = None  # C of [N, 2], means2d's rows on the way to the blend
+
+
+class ColorStage(Protocol):
+    """Colours records differentiably in place of the color stage: their channels, depth last where the mode has it;
+    the records, those that cannot be coloured taken out; and how many of each image could not be drawn."""
+
+    n_channels: int  # without depth
+
+    def __call__(self, projected: Records) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 def render_with_grad(
@@ -47,7 +57,7 @@ def render_with_grad(
     scales: Tensor | None,  # [..., N, 3]
     covars: Tensor | None,  # [..., N, 3, 3]
     opacities: Tensor,  # [..., N]
-    colors: Tensor,  # [..., (C,) N, D] or [..., (C,) N, K, 3]
+    colors: Tensor | None,  # [..., (C,) N, D] or [..., (C,) N, K, 3]; None with color_stage
     viewmats: Tensor,  # [..., C, 4, 4]
     Ks: Tensor,  # [..., C, 3, 3]
     backgrounds: Tensor | None,  # [..., C, Dc] or [..., C, H, W, Dc]
@@ -67,6 +77,7 @@ def render_with_grad(
     packed: bool = True,
     absgrad: bool = False,
     sparse_grad: bool = False,
+    color_stage: ColorStage | None = None,
 ) -> Drawn:
     """Renders on the CPU, differentiably in every tensor. The same pixels as without a graph, to the last bit.
 
@@ -98,10 +109,17 @@ def render_with_grad(
         None if packed else (*batch, n_cameras, n_gaussians, 2),
     )  # fmt: skip
     visible.gaussian_ids = gaussian_ids
-    record_colors, records, n_invalid = _Color.apply(
-        means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height, sh_degree,
-        render_mode,
-    )  # fmt: skip
+    means2d_of_views = None
+    if color_stage is None:
+        record_colors, records, n_invalid = _Color.apply(
+            means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height,
+            sh_degree, render_mode,
+        )  # fmt: skip
+    else:
+        record_colors, records, n_invalid = color_stage(Records(records, radii, gaussian_ids, image_offsets, n_invalid))
+        if not packed:  # RAP's dictionaries show each view's own
+            means2d_of_views = means2d.flatten(0, -3).unbind()
+            means2d = torch.stack(means2d_of_views).reshape(means2d.shape)
     projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
     tiles = bin(projected._replace(records=records.detach()), width, height)
     if absgrad:
@@ -111,7 +129,7 @@ def render_with_grad(
         alpha_cap, means2d.absgrad if absgrad else None,
     )  # fmt: skip
     has_colors = render_mode not in ("D", "ED")
-    n_color_channels = colors.shape[-1] if has_colors else 0
+    n_color_channels = 0 if not has_colors else color_stage.n_channels if color_stage else colors.shape[-1]
     expected_depth = render_mode.endswith("ED")
     if backgrounds is not None:
         backgrounds = backgrounds.flatten(0, 1) if has_colors else None
@@ -119,7 +137,7 @@ def render_with_grad(
         images, alphas = _Composite.apply(
             images, alphas, backgrounds, n_color_channels, expected_depth, postprocess or PostProcess()
         )
-    return Drawn(images, alphas, means2d, projected)
+    return Drawn(images, alphas, means2d, projected, means2d_of_views)
 
 
 def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
