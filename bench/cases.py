@@ -85,6 +85,16 @@ REDUCED = (
 
 CASES = {"full": FULL, "reduced": REDUCED}
 
+# Of these the backward is measured, in one batch.
+BACKWARD = {
+    "full": (
+        "room-200k-854x480", "room-500k-854x480", "room-1.5M-854x480", "outdoor-1297x840", "outdoor-1920x1080",
+        "garden-1297x840", "garden-1920x1080", "channels32-200k-512x512",
+    ),
+    "reduced": ("room-20k-214x120", "channels32-20k-128x128"),
+}  # fmt: skip
+BACKWARD_BATCH = {"full": 8, "reduced": 4}
+
 
 def garden_path() -> str | None:
     """The file that RAPFAST_GARDEN names, None where it names nothing.

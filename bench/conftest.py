@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import appearance
-from bench.cases import CASES, GARDEN_VARIABLE, Case, garden_path
+from bench.cases import BACKWARD, BACKWARD_BATCH, CASES, GARDEN_VARIABLE, Case, garden_path
 from bench.measure import cuda_clock, why_not
 from rapfast import info
 
@@ -78,7 +78,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One benchmark for each case, batch and backend, those that are compared side by side."""
     if "backend" not in metafunc.fixturenames:
         return
-    if "path" in metafunc.fixturenames:
+    if "direction" in metafunc.fixturenames:
+        names, parameters = ("case_name", "direction", "device", "batch", "backend"), _backward(metafunc.config)
+    elif "path" in metafunc.fixturenames:
         names, parameters = ("case_name", "path", "device", "batch", "backend"), _appearance(metafunc.config)
     else:
         names, parameters = ("case_name", "device", "batch", "backend"), _forward(metafunc.config)
@@ -95,6 +97,20 @@ def _forward(config: pytest.Config) -> list[Any]:
                 if case.scene == "garden" and garden_path() is None:
                     reason = f"{GARDEN_VARIABLE} is not set: it names gsplat's test_garden.npz"
                 parameters.append(_parameter((case.name,), device, batch, backend, reason))
+    return parameters
+
+
+def _backward(config: pytest.Config) -> list[Any]:
+    parameters, device, scale = [], _device(config), _scale(config)
+    for case in CASES[scale]:
+        if case.name not in BACKWARD[scale]:
+            continue
+        for direction in ("bwd", "bwd-scene"):
+            for backend in ["gsplat", "rapfast"] if device == "cuda" else ["rapfast"]:
+                reason = why_not(backend, device)
+                if case.scene == "garden" and garden_path() is None:
+                    reason = f"{GARDEN_VARIABLE} is not set: it names gsplat's test_garden.npz"
+                parameters.append(_parameter((case.name, direction), device, BACKWARD_BATCH[scale], backend, reason))
     return parameters
 
 

@@ -54,6 +54,12 @@ BACKENDS: dict[str, Callable[[Arguments], torch.Tensor]] = {
 """Each renders [C, H, W, D]."""
 
 
+def gradients(backend: str, arguments: Arguments, wanted: list[str], upstream: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Renders and goes back: gradients of the arguments named, where that of the images is ``upstream``."""
+    images = BACKENDS[backend](arguments)
+    return dict(zip(wanted, torch.autograd.grad(images, [arguments[name] for name in wanted], upstream), strict=True))
+
+
 def why_not(backend: str, device: str) -> str | None:
     """The sentence that tells why a backend cannot run on a device, None where it can."""
     if backend.startswith("gsplat"):

@@ -39,6 +39,12 @@ void blend_cpu(const BlendParams<T>& params, int threads);
 // record in the tile's list (-1: none): where a backward pass starts.
 void blend_cuda(const BlendParams<float>& params, float* transmittances, int32_t* last_ids,
                 cudaStream_t stream);
+
+// Tiles with long lists to the front of order [n_tiles + 2], the others to the back.
+void order_tiles_cuda(const int64_t* tile_offsets, int64_t n_tiles, uint32_t* order, cudaStream_t stream);
+
+// Intersections from which the order is worth its kernels.
+constexpr int64_t kOrderedCapacity = 2 << 20;
 #endif
 
 }  // namespace rapfast

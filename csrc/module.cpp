@@ -22,4 +22,5 @@ PYBIND11_MODULE(_C, m) {
   RAPFAST_CPU_STAGE(composite, CompositeParams);
   bind_backward(m);
   bind_cuda(m);
+  bind_backward_cuda(m);
 }

@@ -1,7 +1,5 @@
 #include "module_cuda.h"
 
-#include "build_config.h"
-
 #if RAPFAST_WITH_CUDA
 #include "cuda/check.cuh"
 #include "cuda/scratch.h"
@@ -17,32 +15,6 @@ namespace rapfast {
 #if RAPFAST_WITH_CUDA
 namespace {
 
-// Where a call runs: read last, then everything else is known and the GIL can go.
-struct Place {
-  int device;
-  cudaStream_t stream;
-};
-
-Place read_place(Arguments& a) {
-  return {a.get<int>("device"), reinterpret_cast<cudaStream_t>(a.get<uintptr_t>("stream"))};
-}
-
-RenderSizes read_sizes(Arguments& a) {
-  RenderSizes s;
-  s.n_scenes = a.get<int64_t>("n_scenes");
-  s.n_cameras = a.get<int64_t>("n_cameras");
-  s.n_gaussians = a.get<int64_t>("n_gaussians");
-  s.width = a.get<int32_t>("width");
-  s.height = a.get<int32_t>("height");
-  s.n_channels = a.get<int64_t>("n_channels");
-  s.record_capacity = a.get<int64_t>("record_capacity");
-  s.capacity = a.get<int64_t>("capacity");
-  s.keep_state = a.get<bool>("keep_state");
-  s.first_tile_row = a.get<int32_t>("first_tile_row");
-  s.n_tile_rows = a.get<int32_t>("n_tile_rows");
-  return s;
-}
-
 // Size in bytes of a call's state, and where its parts are. Asks no device.
 py::dict state_layout_of(const py::kwargs& kwargs) {
   Arguments a(kwargs);
@@ -52,6 +24,7 @@ py::dict state_layout_of(const py::kwargs& kwargs) {
   py::dict out;
   out["size"] = l.size;
   out["status"] = l.status;
+  out["n_visible"] = l.n_visible;
   out["n_invalid"] = l.n_invalid;
   out["image_offsets"] = l.image_offsets;
   out["tile_offsets"] = l.tile_offsets;
@@ -60,6 +33,9 @@ py::dict state_layout_of(const py::kwargs& kwargs) {
   out["gaussian_ids"] = l.gaussian_ids;
   out["record_colors"] = l.record_colors;
   out["tile_records"] = l.tile_records;
+  out["views"] = l.views;
+  out["ballots"] = l.ballots;
+  out["word_bases"] = l.word_bases;
   out["transmittances"] = l.transmittances;
   out["last_ids"] = l.last_ids;
   return out;
@@ -147,13 +123,13 @@ struct RenderPlan {
 // The second part; `images` and `out_alphas` are read where there is a composite. Returns the counts.
 py::tuple finish_render(RenderCall& call, uintptr_t blended, uintptr_t alphas, uintptr_t images,
                         uintptr_t out_alphas) {
-  Counts counts;
+  HostCounts got;
   {
     py::gil_scoped_release release;
-    counts = call.finish({reinterpret_cast<float*>(blended), reinterpret_cast<float*>(alphas),
-                          reinterpret_cast<void*>(images), reinterpret_cast<float*>(out_alphas)});
+    got = call.finish({reinterpret_cast<float*>(blended), reinterpret_cast<float*>(alphas),
+                       reinterpret_cast<void*>(images), reinterpret_cast<float*>(out_alphas)});
   }
-  return py::make_tuple(counts.n_records, counts.n_intersections);
+  return py::make_tuple(got.counts.n_records, got.counts.n_intersections, got.n_visible);
 }
 
 // The stages one by one, for tests and for autograd. Their scratch is laid out as render's is.

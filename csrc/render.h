@@ -38,10 +38,17 @@ struct RenderSizes {
 };
 
 // Offsets in bytes of the parts of a call's state: what meta shows and, from tile_offsets on and with
-// keep_state alone, what a backward pass needs besides.
+// keep_state alone, what a backward pass needs besides. `views` are DeviceViews [I], ballots and word_bases as
+// ProjectScratch has them.
 struct StateLayout {
-  int64_t status, n_invalid, image_offsets, records, radii, gaussian_ids, tile_offsets, tile_records,
-      record_colors, transmittances, last_ids, size;
+  int64_t status, n_visible, n_invalid, image_offsets, records, radii, gaussian_ids, tile_offsets, tile_records,
+      record_colors, views, ballots, word_bases, transmittances, last_ids, size;
+};
+
+// What the host reads back of a call.
+struct HostCounts {
+  Counts counts;
+  int64_t n_visible;  // records that are not dead; 0 without keep_state
 };
 
 // How much a call wanted, and whether there was less room: int64 [3] on the device.
@@ -125,7 +132,7 @@ class RenderCall {
   // Without fixed_room returns the counts of records and intersections wanted, as soon as they are on the
   // host, which is while the blend still runs. Where one exceeds its capacity the images are incomplete and
   // the caller comes again with more room. With fixed_room returns at once, with counts of -1.
-  Counts finish(const RenderOutputs& outputs);
+  HostCounts finish(const RenderOutputs& outputs);
 
   ~RenderCall();
   RenderCall(const RenderCall&) = delete;

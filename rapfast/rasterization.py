@@ -127,12 +127,13 @@ def rasterization(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. ``max_memory`` that the smallest
             part exceeds is told while rendering.
-        NotImplementedError: for gsplat's arguments listed above, and where a gradient is wanted of an input on a GPU:
-            the "rapfast" backend has no backward there yet.
+        NotImplementedError: for gsplat's arguments listed above, for ``max_memory`` where a gradient is wanted, and
+            for a second derivative.
 
-    Differentiable on the CPU in every tensor, once. ``meta["means2d"]`` is then part of the graph, so its
-    ``retain_grad()`` works, and so are ``conics``, ``depths`` and ``opacities``; gradients do not depend on the number
-    of threads.
+    Differentiable in every tensor, once. ``meta["means2d"]`` is then part of the graph, so its ``retain_grad()`` works,
+    and so are ``conics``, ``depths`` and ``opacities``. On the CPU gradients do not depend on the number of threads. On
+    a GPU what pixels give a record is added by atomics, so that last bits change from call to call, unless
+    `torch.use_deterministic_algorithms(True)` is set: then bits repeat, and the blend's backward takes twice as long.
 
     EWA splatting follows Zwicker et al. 2001 and Kerbl et al. 2023; docs/numerics.md has each formula's source.
     """
@@ -238,8 +239,10 @@ def rasterize_colored(
     backgrounds: Tensor | None,  # [C, D] or [C, H, W, D]
     width: int,
     height: int,
-    color_stage: ColorStage,
+    color_stage: ColorStage | None,
     *,
+    colors: Tensor | None = None,  # without color_stage: [(C,) N, D] or [(C,) N, K, 3]
+    sh_degree: int | None = None,
     near_plane: float = 0.01,
     far_plane: float = 1e10,
     radius_clip: float = 0.0,
@@ -251,23 +254,34 @@ def rasterize_colored(
     postprocess: PostProcess | None = None,
     max_memory: int | None = None,
 ) -> tuple[Tensor, Tensor, Meta]:
-    """As `rasterization` by backend "rapfast", differentiably, with the visible pairs coloured by ``color_stage``.
-    Where meta is dense, ``meta.means2d_of_views`` are means2d's rows, one tensor a view, and of the graph as well."""
+    """As `rasterization` by backend "rapfast", differentiably, with the visible pairs coloured by ``color_stage`` or
+    from ``colors``. Where meta is dense, ``meta.means2d_of_views`` are the rows of its means2d, one tensor a view, and
+    of the graph as well."""
     settings = _check_settings(
-        width, height, near_plane, far_plane, radius_clip, eps2d, None, render_mode, rasterize_mode, "pinhole",
+        width, height, near_plane, far_plane, radius_clip, eps2d, sh_degree, render_mode, rasterize_mode, "pinhole",
         alpha_cap,
     )  # fmt: skip
     check.flag("packed", packed)
-    given = means, quats, scales, None, opacities, None, viewmats, Ks, backgrounds
+    given = means, quats, scales, None, opacities, colors, viewmats, Ks, backgrounds
     inputs = _check_inputs(*given, settings, color_stage)
-    _check_postprocess(postprocess, color_stage.n_channels, settings)
+    _check_postprocess(postprocess, color_stage.n_channels if color_stage else colors.shape[-1], settings)
     if _check_max_memory(max_memory) is not None:
         raise NotImplementedError(
             f"max_memory={max_memory} is not supported where a gradient is wanted, nor inside torch.compile"
         )
     if means.device.type == "cuda":
         require_cuda(means)
-    return _with_grad(inputs, settings, packed, postprocess, False, False, color_stage)
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a gradient is wanted, for which a count is read back, and nothing can be while a CUDA graph is "
+                "captured: capture under torch.no_grad(), or call outside of the capture"
+            )
+        if torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "a scene with a colour network cannot be rendered on a GPU inside torch.compile: wrap the call in "
+                "torch.compiler.disable"
+            )
+    return _with_grad(inputs, settings, packed, postprocess, False, False, color_stage, by_view=not packed)
 
 
 class _Settings(NamedTuple):
@@ -482,13 +496,20 @@ def _rapfast(
     if forward_ad._current_level >= 0:
         _refuse_tangents(inputs)
     if torch.is_grad_enabled():
-        if device.type != "cpu" or network is not None:
+        if device.type not in ("cpu", "cuda") or network is not None:
             refuse_gradients(inputs)
         elif wanted := [name for name, x in inputs._asdict().items() if x is not None and x.requires_grad]:
             if max_memory is not None:
                 raise NotImplementedError(
                     f"max_memory={max_memory} is not supported where a gradient is wanted: {wanted[0]} requires one"
                 )
+            if device.type == "cuda":
+                require_cuda(inputs.means)
+                if torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError(
+                        f"{wanted[0]} requires a gradient, for which a count is read back, and nothing can be while a "
+                        "CUDA graph is captured: capture under torch.no_grad(), or call outside of the capture"
+                    )
             if absgrad and torch.compiler.is_compiling():
                 raise NotImplementedError("absgrad must be False inside torch.compile, which cannot trace it, got True")
             return _with_grad(inputs, s, packed, postprocess, absgrad, sparse_grad)
@@ -591,19 +612,18 @@ _BUILT_WITH_CUDA = native.build_info()["cuda"] is not None
 
 def _with_grad(
     inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None, absgrad: bool, sparse_grad: bool,
-    color_stage: ColorStage | None = None,
+    color_stage: ColorStage | None = None, by_view: bool = False,
 ) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
-    """The CPU's call where an input requires a gradient: the same pixels, with a graph behind them."""
+    """The call where an input requires a gradient: the same pixels, with a graph behind them."""
     with torch.autocast(inputs.means.device.type, enabled=False):
         drawn = ops.render_with_grad(
             **inputs._asdict(), width=s.width, height=s.height, camera_model=s.camera_model, antialiased=s.antialiased,
             eps2d=s.eps2d, near_plane=s.near_plane, far_plane=s.far_plane, radius_clip=s.radius_clip,
             sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap, postprocess=postprocess,
-            packed=packed, absgrad=absgrad, sparse_grad=sparse_grad, color_stage=color_stage,
+            packed=packed, absgrad=absgrad, sparse_grad=sparse_grad, color_stage=color_stage, by_view=by_view,
         )  # fmt: skip
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
-    records = drawn.projected
-    meta = build_meta(lambda: records, lambda: records.n_invalid, batch_dims, c, n, s.width, s.height, packed)
+    meta = build_meta(drawn.make_records, drawn.make_n_invalid, batch_dims, c, n, s.width, s.height, packed)
     meta["means2d"] = drawn.means2d
     meta.means2d_of_views = drawn.means2d_of_views
     images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (drawn.images, drawn.alphas))
@@ -615,7 +635,7 @@ def refuse_gradients(inputs: _Inputs) -> None:
     for name, tensor in zip(inputs._fields, inputs, strict=True):
         if tensor is not None and tensor.requires_grad:
             raise NotImplementedError(
-                f"{name} requires a gradient, which rapfast has on the CPU alone, by rapfast.rasterization: "
+                f"{name} requires a gradient, which rapfast.rasterization has, but this call has not: "
                 'call under torch.no_grad() for the image alone, or use backend="gsplat" (on a GPU) or '
                 'backend="reference" for gradients'
             )

@@ -160,7 +160,7 @@ def sweep(seed: int) -> int:
         batch = options.pop("batch", ())
         channels, per_camera = options.pop("channels", 3), options.pop("per_camera", False)
         background, as_covars = options.pop("background", None), options.pop("as_covars", False)
-        broken = options.pop("broken", False)
+        broken, backward = options.pop("broken", False), options.pop("backward", False)
         scene = make_scene(
             max(n, 1), max(c, 1), batch=batch, channels=channels, sh_degree=options.get("sh_degree"),
             per_camera=per_camera, width=size[0], height=size[1], seed=picks.randrange(1 << 30), dtype=torch.float32,
@@ -176,7 +176,27 @@ def sweep(seed: int) -> int:
         if background is not None:
             image = (size[1], size[0]) if background == "image" else ()
             options["backgrounds"] = torch.rand(*batch, c, *image, channels, device="cuda")
-        twice(f"{n} Gaussians, {c} cameras, {size}, {options}", lambda: rasterization(*scene, *size, **options))
+        what = f"{n} Gaussians, {c} cameras, {size}, {options}"
+        if not backward:
+            twice(what, lambda: rasterization(*scene, *size, **options))
+            return
+        leaves = [
+            x.requires_grad_() for x in (*scene, *(options.get(k) for k in ("covars", "backgrounds"))) if x is not None
+        ]
+
+        def gradients() -> tuple[torch.Tensor, torch.Tensor, Any]:
+            images, alphas, meta = rasterization(*scene, *size, **options)
+            found = torch.autograd.grad(
+                (images.square().sum() + alphas.sum()), [*leaves, meta["means2d"]], allow_unused=True
+            )
+            return torch.cat([x.flatten() for x in found if x is not None]), images.detach(), None
+
+        gradients()  # by atomics, in any order
+        torch.use_deterministic_algorithms(True)
+        try:
+            twice(f"gradients of {what}", gradients)
+        finally:
+            torch.use_deterministic_algorithms(False)
 
     def draw_network(n: int, c: int, form: Form, kind: str, name: str, **options: Any) -> None:
         """Colours of a network of these widths, from maps, an embedding or decoded features."""
@@ -233,6 +253,30 @@ def sweep(seed: int) -> int:
     ]  # fmt: skip
     for post in posts:
         draw(100, 2, (33, 20), background="color", postprocess=post)
+
+    # Backwards: the same shapes, windows that are full and not, every path of channels, layouts of means2d.
+    for n, c, size in [
+        (0, 1, (17, 5)), (1, 1, (1, 1)), (31, 2, (16, 16)), (33, 66, (9, 31)), (513, 3, (33, 17)), (1100, 1, (75, 41)),
+    ]:  # fmt: skip
+        packed, absgrad = picks.random() < 0.5, picks.random() < 0.5
+        draw(n, c, size, sh_degree=picks.randrange(5), backward=True, packed=packed, absgrad=absgrad)
+    for channels in (1, 2, 3, 4, 5, 9, 32, 33):
+        for absgrad in (False, True):
+            size = (picks.randrange(1, 40), picks.randrange(1, 40))
+            per_camera, packed = picks.random() < 0.5, picks.random() < 0.5
+            draw(
+                picks.randrange(20, 200), 2, size, channels=channels, per_camera=per_camera, packed=packed,
+                absgrad=absgrad, backward=True,
+            )  # fmt: skip
+    for model in ("pinhole", "ortho", "fisheye"):
+        for mode in ("D", "RGB+ED"):
+            settings = {"camera_model": model, "render_mode": mode, "rasterize_mode": "antialiased"}
+            draw(picks.randrange(50, 200), 2, (37, 23), sh_degree=picks.randrange(5), backward=True, **settings)
+    draw(100, 2, (33, 20), batch=(2, 2), per_camera=True, channels=6, background="image", backward=True)
+    draw(100, 2, (33, 20), per_camera=True, sh_degree=3, backward=True)
+    draw(100, 2, (33, 20), as_covars=True, background="color", backward=True)
+    for post in posts[1:]:
+        draw(100, 2, (33, 20), background="color", postprocess=post, backward=True)
 
     # Large ellipses, more rows of tiles than a warp has lanes; and capacities that are too small, with state kept.
     s = flat(make_scene(20, 1, width=40, height=600, dtype=torch.float32, device="cuda"))

@@ -28,8 +28,10 @@ from torch import Tensor
 
 from rapfast import ops
 from rapfast.appearance import ColorNet, FeatureMapNet, RapScene, net_outputs_bwd, sample_features
+from rapfast.appearance.color_records import NetColors
 from rapfast.appearance.features import view_directions
 from rapfast.appearance.net_outputs import NetInputs, net_outputs
+from rapfast.ops.autograd import _Linked
 from rapfast.ops.project import image_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -502,3 +504,25 @@ def test_sentences() -> None:
         leaves["decoder.lin0.weight"].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         images.sum().backward()
+
+
+@pytest.mark.parametrize("harmonics", [False, True])
+def test_a_whole_calls_link_has_the_records_gradients(harmonics: bool) -> None:
+    """On a GPU one call makes the colours, and gradients of records come as rows of which theirs is a part."""
+    scene, leaves = trained(CPU64, SH if harmonics else WIDTHS["RAP"], {"use_colors_precomp": not harmonics})
+    fed = list(leaves["maps"]), MAP_IDS, leaves["view_weights"]
+    inputs = scene._net_inputs("all", leaves["viewmats"], leaves["Ks"], *fed, False)
+    stage = NetColors(inputs, "RGB", lambda: pytest.fail("no native call is made"), harmonics)
+    geometry = (*(x[None] for x in A[:3]), None, *(x[None] for x in A[3:6]))
+    found = ops.project(*geometry, WIDTH, HEIGHT)
+    colors, _, _ = stage(found)
+    rows = torch.randn(len(colors), 8, dtype=torch.float64)
+    want = gradients(leaves, (colors * rows[:, 4:7]).sum())
+    link = leaf(torch.zeros(()).double()).expand(len(colors), 8)
+    linked = _Linked.apply(link, stage.link(found.gaussian_ids, found.image_offsets))
+    assert linked.shape == (len(colors), 8)
+    assert_close(gradients(leaves, (linked * rows).sum()), want, 1e-12)
+    assert (
+        float(torch.autograd.grad((_Linked.apply(link, colors.detach()) * rows).sum(), link)[0].sub(rows).abs().max())
+        == 0
+    )

@@ -7,14 +7,15 @@
 // reach it, and its four cells go through their lists side by side: lanes meet few records that draw nothing
 // in them, and a step costs no more than the longest of four lists asks for.
 //
-// In large calls a tile whose list is long would keep all the others waiting: it is begun first and drawn by two
-// blocks, each the upper or the lower half, with one pixel per lane and cells of 4x2. Each pixel sees the same
+// In large calls a tile whose list is long would keep all the others waiting: it is begun first. Where there are few
+// tiles it is drawn by two blocks, each the upper or the lower half, with one pixel per lane and cells of 4x2; where
+// there are many, other tiles fill the time, and halves would only cost instructions. Each pixel sees the same
 // operations either way.
 #include "../blend.h"
 
 #include <type_traits>
 
-#include "../math/tile.h"
+#include "blend_cells.cuh"
 #include "check.cuh"
 #include "scratch.h"
 
@@ -23,72 +24,12 @@ namespace {
 
 constexpr int kWarps = 4;                 // of a block: the quarters of a tile
 constexpr int kWindow = kWarps * 32;      // records in shared memory at a time
-constexpr int kCellWidth = 4;             // pixels of what eight lanes own; two rows for each pixel of a lane
-constexpr int kRowStep = 2;               // between the pixels of a lane
-constexpr int kCells = 4;                 // of a warp
-constexpr int kCellsPerSide = kTileSize / kCellWidth;
 constexpr int kStep = 2;                   // records per step of a cell
-constexpr int kLong = 4;                   // times the mean: a list this long is begun first, in two halves
-constexpr float kLog2e = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kLog2Cut = -7.994353436858858f;  // of Constants<float>::kAlphaCut = 1 / 255
+constexpr int kLook = 8;                   // steps after which a warp looks whether any of its pixels is open
+constexpr int64_t kHalvedTiles = 12 << 10;  // with fewer tiles in a call, long lists are drawn in halves
+constexpr int kLong = 4;                   // times the mean: a list this long is begun first
 
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float log2_approx(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float sqrt_approx(float x) {
-  float y;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// Cells of a block whose pixels alpha may reach the cut in: bit kCellsPerSide * row + column of cells. (x, y) is the
-// block's first pixel centre relative to the mean. In a row of cells the ellipse's right edge is concave in
-// dy, so it is farthest out at the ellipse's rightmost point or at the end of the row nearer to it; likewise
-// the left edge (math/tile.h has the same formulas for tiles).
-template <int kCellHeight>
-__device__ __forceinline__ uint32_t cells_reached(float a, float b, float c, float log2_opacity, float x, float y) {
-  const float det = well_conditioned_det(a, b, c);
-  if (!(det > 0.f)) return 0xffffu;  // no bound: the pixels decide
-  const float level = 2.f * kLn2 * (log2_opacity - kLog2Cut) + Constants<float>::kTileSlackSigma;
-  if (level < 0.f) return 0u;
-  const float slack = Constants<float>::kTileSlackPixels;
-  const float inv_a = __fdividef(1.f, a), slope = -b * inv_a;
-  const float spread = level * __fdividef(1.f, det);
-  const float half_height = sqrt_approx(spread * a);
-  const float dy_of_right = -b * sqrt_approx(__fdividef(spread, c));
-  const float a_level = a * level;
-  uint32_t reached = 0;
-#pragma unroll
-  for (int row = 0; row < kCellsPerSide; ++row) {
-    const float top = y + float(row * kCellHeight) - slack, bottom = y + float((row + 1) * kCellHeight - 1) + slack;
-    const float low = fmaxf(top, -half_height), high = fminf(bottom, half_height);
-    if (low > high) continue;
-    const float dy_right = clamp_to(dy_of_right, low, high), dy_left = clamp_to(-dy_of_right, low, high);
-    const float right = fmaf(slope, dy_right, inv_a * sqrt_approx(fmaxf(0.f, a_level - det * dy_right * dy_right)));
-    const float left = fmaf(slope, dy_left, -inv_a * sqrt_approx(fmaxf(0.f, a_level - det * dy_left * dy_left)));
-#pragma unroll
-    for (int column = 0; column < kCellsPerSide; ++column) {
-      const float from = x + float(column * kCellWidth);
-      // Written so that NaN counts as reached.
-      if (!(left - slack > from + float(kCellWidth - 1)) && !(right + slack < from)) {
-        reached |= 1u << (row * kCellsPerSide + column);
-      }
-    }
-  }
-  return reached;
-}
-
-// What a window keeps of a record. opacity x exp(-sigma) = 2^(...): factors and opacity move into it once.
+// What a window keeps of a record.
 template <int kColors>
 struct alignas(16) Staged {
   float x, y, a, b;         // mean, conic a and b scaled
@@ -112,8 +53,7 @@ __device__ __forceinline__ bool weigh(float exponent, float log2_opacity, float 
   const float alpha = fminf(alpha_cap, exp2_approx(exponent));
   weight = alpha * pixel.transmittance;
   const float next = fmaf(-alpha, pixel.transmittance, pixel.transmittance);
-  // Written so that NaN does not draw.
-  const bool hit = exponent >= kLog2Cut && exponent <= log2_opacity;
+  const bool hit = reaches_cut(exponent, log2_opacity);
   const bool draws = hit && next > Constants<float>::kTransmittanceStop;
   if (hit) pixel.transmittance = next;
   if (draws) pixel.drawn = next;
@@ -178,6 +118,7 @@ __device__ __forceinline__ void blend_part(const BlendParams<float>& p, Shared<k
     if (column >= p.width || row + k * kRowStep >= p.height) pixels[k].transmittance = 0.f;
   }
   float sums[kPixels][kChannels] = {};
+  const auto is_open = [&] { return pixels[0].open() || pixels[kPixels - 1].open(); };
 
   const int64_t begin = p.tile_offsets[tile_of_all];
   const int n = int(p.tile_offsets[tile_of_all + 1] - begin);
@@ -220,15 +161,16 @@ __device__ __forceinline__ void blend_part(const BlendParams<float>& p, Shared<k
     const int buffer = base / kWindow % 2;
     uint32_t reached = 0;
     if (base + thread < n) {
-      const float log2_opacity = log2_approx(b.y);
-      reached = cells_reached<kCellHeight>(a.z, a.w, b.x, log2_opacity, float(left) + 0.5f - a.x, float(top) + 0.5f - a.y);
+      const ScaledConic scaled = scaled_conic(a.z, a.w, b.x, b.y);
+      reached = cells_reached<kCellHeight, kCellsPerSide, kCellsPerSide>(
+          a.z, a.w, b.x, scaled.log2_opacity, float(left) + 0.5f - a.x, float(top) + 0.5f - a.y);
       typename Memory::Record staged;
       staged.x = a.x;
       staged.y = a.y;
-      staged.a = -0.5f * kLog2e * a.z;
-      staged.b = -kLog2e * a.w;
-      staged.c = -0.5f * kLog2e * b.x;
-      staged.log2_opacity = log2_opacity;
+      staged.a = scaled.a;
+      staged.b = scaled.b;
+      staged.c = scaled.c;
+      staged.log2_opacity = scaled.log2_opacity;
       const float part[4] = {color.x, color.y, color.z, color.w};
 #pragma unroll
       for (int d = 0; d < Memory::kInRecord; ++d) staged.color[d] = part[d];
@@ -237,8 +179,7 @@ __device__ __forceinline__ void blend_part(const BlendParams<float>& p, Shared<k
     }
     shared.cells[buffer][thread] = uint16_t(reached);
     if (kQuads > 0) wait_for_copies();
-    bool open = pixels[0].open();
-    if (kPixels > 1) open = open || pixels[kPixels - 1].open();
+    const bool open = is_open();
     // The window is there for all, and all have left the one before it.
     if (__syncthreads_and(!open)) break;
     fetch(base + kWindow + thread, next_id);
@@ -269,54 +210,59 @@ __device__ __forceinline__ void blend_part(const BlendParams<float>& p, Shared<k
     for (int k = mine + lane % 8; k < n_steps * kStep; k += 8) list[k] = entry_of(kWindow);
     __syncwarp();
 
-    for (int step = 0; step < n_steps; ++step) {
-      struct alignas(sizeof(Entry) * kStep) Entries {
-        Entry of[kStep];
-      };
-      const Entries entries = reinterpret_cast<const Entries*>(list)[step];
+    // Long lists lie behind what closes their pixels.
+    for (int step = 0; step < n_steps;) {
+      const int until = min(step + kLook, n_steps);
+      for (; step < until; ++step) {
+        struct alignas(sizeof(Entry) * kStep) Entries {
+          Entry of[kStep];
+        };
+        const Entries entries = reinterpret_cast<const Entries*>(list)[step];
 #pragma unroll
-      for (int k = 0; k < kStep; ++k) {
-        const uint32_t at = entries.of[k];
-        const typename Memory::Record& r =
-            *reinterpret_cast<const typename Memory::Record*>(reinterpret_cast<const char*>(shared.records) + at);
-        const float dx = r.x - px;
-        const float along_x = fmaf(r.a * dx, dx, r.log2_opacity), xy = r.b * dx;
-        float weights[kPixels];
-        bool draws[kPixels], any = false;
+        for (int k = 0; k < kStep; ++k) {
+          const uint32_t at = entries.of[k];
+          const typename Memory::Record& r =
+              *reinterpret_cast<const typename Memory::Record*>(reinterpret_cast<const char*>(shared.records) + at);
+          const float dx = r.x - px;
+          const Along along(r.a, r.b, r.log2_opacity, dx);
+          float weights[kPixels];
+          bool draws[kPixels], any = false;
 #pragma unroll
-        for (int q = 0; q < kPixels; ++q) {
-          const float dy = r.y - py[q];
-          draws[q] = weigh<kKeepState>(fmaf(dy, fmaf(r.c, dy, xy), along_x), r.log2_opacity, p.alpha_cap, r.place,
-                                       pixels[q], weights[q]);
-          any = any || draws[q];
-        }
-        if (kQuads == 0) {
-#pragma unroll
-          for (int d = 0; d < Memory::kInRecord; ++d) {
-            const float part = r.color[d];
-#pragma unroll
-            for (int q = 0; q < kPixels; ++q) {
-              if (draws[q]) sums[q][d] = fmaf(part, weights[q], sums[q][d]);
-            }
+          for (int q = 0; q < kPixels; ++q) {
+            const float dy = r.y - py[q];
+            draws[q] = weigh<kKeepState>(exponent_at(along, r.c, dy), r.log2_opacity, p.alpha_cap, r.place,
+                                         pixels[q], weights[q]);
+            any = any || draws[q];
           }
-        } else if (any) {
-          const uint32_t of = at / uint32_t(sizeof(typename Memory::Record));
+          if (kQuads == 0) {
 #pragma unroll
-          for (int q = 0; q < kPixels; ++q) weights[q] = draws[q] ? weights[q] : 0.f;
-#pragma unroll
-          for (int quad = 0; quad < kQuads; ++quad) {
-            const float4 color = shared.colors[of][quad ^ (of & Memory::kSwizzle)];
-            const float part[4] = {color.x, color.y, color.z, color.w};
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
+            for (int d = 0; d < Memory::kInRecord; ++d) {
+              const float part = r.color[d];
 #pragma unroll
               for (int q = 0; q < kPixels; ++q) {
-                sums[q][4 * quad + e] = fmaf(part[e], weights[q], sums[q][4 * quad + e]);
+                if (draws[q]) sums[q][d] = fmaf(part, weights[q], sums[q][d]);
+              }
+            }
+          } else if (any) {
+            const uint32_t of = at / uint32_t(sizeof(typename Memory::Record));
+#pragma unroll
+            for (int q = 0; q < kPixels; ++q) weights[q] = draws[q] ? weights[q] : 0.f;
+#pragma unroll
+            for (int quad = 0; quad < kQuads; ++quad) {
+              const float4 color = shared.colors[of][quad ^ (of & Memory::kSwizzle)];
+              const float part[4] = {color.x, color.y, color.z, color.w};
+#pragma unroll
+              for (int e = 0; e < 4; ++e) {
+#pragma unroll
+                for (int q = 0; q < kPixels; ++q) {
+                  sums[q][4 * quad + e] = fmaf(part[e], weights[q], sums[q][4 * quad + e]);
+                }
               }
             }
           }
         }
       }
+      if (!__any_sync(kFullWarp, is_open())) break;
     }
   }
 
@@ -351,32 +297,34 @@ __device__ __forceinline__ void blend_part(const BlendParams<float>& p, Shared<k
   }
 }
 
+// How blocks come to tiles: one each in their order; or as p.order has them; or so, with long lists in halves.
+enum class Order { kNone, kLongFirst, kHalves };
+
 // Blocks that are to fit a multiprocessor: the most with which nothing is spilled on sm_80, sm_89 and sm_90, as far as
 // more of them still pay.
-constexpr int min_blocks(int channels, bool keep_state, bool ordered) {
-  if (channels > 16) return ordered ? 3 : 4;
+constexpr int min_blocks(int channels, bool keep_state, Order order) {
+  if (channels > 16) return order == Order::kNone ? 4 : 3;
   if (channels > 4) return 1;
-  return !ordered ? 8 : keep_state ? 5 : 6;
+  if (order == Order::kNone) return 8;
+  return order == Order::kLongFirst && !keep_state ? 7 : 5;
 }
 
-// kOrdered: the tiles in the order that p.order gives, those with long lists in halves.
-template <int kChannels, bool kKeepState, bool kOrdered>
-__global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOrdered))
+template <int kChannels, bool kKeepState, Order kOrder>
+__global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOrder))
     blend_kernel(BlendParams<float> p, float* __restrict__ transmittances, int32_t* __restrict__ last_ids) {
   __shared__ Shared<kChannels> shared;
-  if (!kOrdered) {
-    blend_part<kChannels, kKeepState, 2>(p, shared, blockIdx.x, 0, transmittances, last_ids);
-    return;
+  uint32_t tile = blockIdx.x;
+  if (kOrder == Order::kLongFirst) tile = p.order[tile];
+  if (kOrder == Order::kHalves) {
+    const uint32_t n_tiles = uint32_t(p.n_images * p.tiles_x * p.tiles_y), n_long = p.order[n_tiles];
+    if (tile < 2 * n_long) {
+      blend_part<kChannels, kKeepState, 1>(p, shared, p.order[tile / 2], int(tile % 2), transmittances, last_ids);
+      return;
+    }
+    if (tile - n_long >= n_tiles) return;
+    tile = p.order[tile - n_long];
   }
-  const uint32_t n_tiles = uint32_t(p.n_images * p.tiles_x * p.tiles_y), n_long = p.order[n_tiles];
-  if (blockIdx.x < 2 * n_long) {
-    blend_part<kChannels, kKeepState, 1>(p, shared, p.order[blockIdx.x / 2], int(blockIdx.x % 2), transmittances,
-                                         last_ids);
-    return;
-  }
-  const uint32_t from_back = gridDim.x - 1 - blockIdx.x;
-  if (from_back >= n_tiles - n_long) return;
-  blend_part<kChannels, kKeepState, 2>(p, shared, p.order[n_tiles - 1 - from_back], 0, transmittances, last_ids);
+  blend_part<kChannels, kKeepState, 2>(p, shared, tile, 0, transmittances, last_ids);
 }
 
 // Tiles with long lists to the front, the others to the back; order[n_tiles] counts the former. A long list that is
@@ -399,16 +347,25 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int kChannels, bool kKeepState>
+template <int kChannels, bool kKeepState, Order kOrder>
 void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
   const int64_t tiles = p.n_images * p.tiles_x * p.tiles_y;
   // At most one list in kLong is kLong times as long as the mean.
-  const int64_t blocks = p.order == nullptr ? tiles : tiles + tiles / kLong + 1;
+  const int64_t blocks = kOrder == Order::kHalves ? tiles + tiles / kLong + 1 : tiles;
   const dim3 grid(unsigned(blocks), unsigned((p.n_channels + kChannels - 1) / kChannels));
-  const auto kernel = p.order == nullptr ? blend_kernel<kChannels, kKeepState, false>
-                                         : blend_kernel<kChannels, kKeepState, true>;
-  kernel<<<grid, kWindow, 0, stream>>>(p, transmittances, last_ids);
+  blend_kernel<kChannels, kKeepState, kOrder><<<grid, kWindow, 0, stream>>>(p, transmittances, last_ids);
   check_launch("blend_kernel");
+}
+
+template <int kChannels, bool kKeepState>
+void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
+  if (p.order == nullptr) {
+    launch<kChannels, kKeepState, Order::kNone>(p, transmittances, last_ids, stream);
+  } else if (p.n_images * p.tiles_x * p.tiles_y < kHalvedTiles) {
+    launch<kChannels, kKeepState, Order::kHalves>(p, transmittances, last_ids, stream);
+  } else {
+    launch<kChannels, kKeepState, Order::kLongFirst>(p, transmittances, last_ids, stream);
+  }
 }
 
 template <int kChannels>
@@ -422,15 +379,17 @@ void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_id
 
 }  // namespace
 
+void order_tiles_cuda(const int64_t* tile_offsets, int64_t n_tiles, uint32_t* order, cudaStream_t stream) {
+  check(cudaMemsetAsync(order + n_tiles, 0, 2 * sizeof(uint32_t), stream), "cudaMemsetAsync");
+  order_kernel<<<grid_for(n_tiles), kThreads, 0, stream>>>(tile_offsets, n_tiles, order);
+  check_launch("order_kernel");
+}
+
 void blend_cuda(const BlendParams<float>& p, float* transmittances, int32_t* last_ids,
                 cudaStream_t stream) {
   const int64_t n_tiles = p.n_images * p.tiles_x * p.tiles_y;
   if (n_tiles == 0) return;
-  if (p.order != nullptr) {
-    check(cudaMemsetAsync(p.order + n_tiles, 0, 2 * sizeof(uint32_t), stream), "cudaMemsetAsync");
-    order_kernel<<<grid_for(n_tiles), kThreads, 0, stream>>>(p.tile_offsets, n_tiles, p.order);
-    check_launch("order_kernel");
-  }
+  if (p.order != nullptr) order_tiles_cuda(p.tile_offsets, n_tiles, p.order, stream);
   const int64_t d = p.n_channels;
   if (d == 1) {
     launch<1>(p, transmittances, last_ids, stream);

@@ -21,6 +21,7 @@
 #include "records.cuh"
 #include "scratch.h"
 #include "tile_count.cuh"
+#include "warp_sums.cuh"
 
 namespace rapfast {
 namespace {
@@ -105,6 +106,7 @@ struct PrepareParams {
   int64_t* image_offsets;  // [I + 1] or null, with what follows
   int64_t* n_invalid;      // [I]
   Counts* counts;
+  int64_t* n_visible;      // or null
   ClearedMemory cleared[2];
 };
 
@@ -128,6 +130,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     if (a.image_offsets != nullptr) {
       a.image_offsets[i] = 0;  // stays so where there is nothing to project
       if (i == 0) *a.counts = Counts{0, 0};
+      if (i == 0 && a.n_visible != nullptr) *a.n_visible = 0;
     }
   }
   for (const ClearedMemory& memory : a.cleared) {
@@ -367,17 +370,6 @@ struct RecordLayout {
   __host__ __device__ static int round(size_t bytes) { return int((bytes + 15) / 16 * 16); }
 };
 
-__device__ __forceinline__ uint32_t warp_sum(uint32_t x) { return __reduce_add_sync(kFullWarp, x); }
-
-__device__ __forceinline__ uint32_t inclusive_sum(uint32_t x, int lane) {
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint32_t other = __shfl_up_sync(kFullWarp, x, step);
-    if (lane >= step) x += other;
-  }
-  return x;
-}
-
 // Channels of a record from those given: zeros where one is not finite, and false.
 __device__ __forceinline__ bool load_given(const ColorParams<float>& c, int64_t row, float* v) {
   bool finite = true;
@@ -457,9 +449,9 @@ __device__ __forceinline__ void stage_row(const ProjectParams<float>& p, int64_t
   row[2] = make_float4(cov.yz, cov.zz, __int_as_float(id), 0.f);
 }
 
-// Record m: a staged Gaussian in one view.
+// Record m: a staged Gaussian in one view. Returns whether it is visible.
 template <Source kSource, int kDegree, bool kFisheye, typename Rows>
-__device__ __forceinline__ void make_record(const RecordParams& a, int64_t m, const ItemView& view,
+__device__ __forceinline__ bool make_record(const RecordParams& a, int64_t m, const ItemView& view,
                                             const Rows& staged, int row) {
   const ProjectParams<float>& p = a.p;
   const ColorParams<float>& c = a.c;
@@ -510,6 +502,21 @@ __device__ __forceinline__ void make_record(const RecordParams& a, int64_t m, co
   p.gaussian_ids[m] = id;
   a.s.image_ids[m] = view.image;
   if (a.counting.depth_keys != nullptr) count_tiles(a.counting, m, record, radii);
+  return radii[0] > 0;
+}
+
+// For each word of the item's ballots the place of its first record.
+__device__ __forceinline__ void write_word_bases(const RecordParams& a, const ItemShared& s, const ItemView* views,
+                                                 const uint32_t* words) {
+  const int lane = threadIdx.x % 32;
+  for (int k = threadIdx.x / 32; k < s.n_cameras; k += kRecordWarps) {
+    const uint32_t count = lane < kChunkWords ? __popc(words[k * kChunkWords + lane]) : 0;
+    const uint32_t end = inclusive_sum(count, lane);
+    if (lane < kChunkWords && s.first_word + lane < a.n_words) {
+      a.s.word_bases[uint32_t(views[k].image) * uint32_t(a.n_words) + s.first_word + lane] =
+          s.image_bases[k] + s.item_bases[k] + end - count;
+    }
+  }
 }
 
 template <Source kSource, int kDegree, bool kFisheye>
@@ -532,6 +539,7 @@ __global__ void __launch_bounds__(kRecordThreads, kFisheye || kSource == Source:
                                                      RecordLayout<kPitch>::round(sizeof own));
 
   wait_for_kernel_before();
+  uint32_t n_visible = 0;
   int32_t group_at_hand = -1;
   for (int32_t item = blockIdx.x; item < a.n_items;) {
     {
@@ -595,6 +603,7 @@ __global__ void __launch_bounds__(kRecordThreads, kFisheye || kSource == Source:
     item = s.next_item;
 
     const int n_cameras = s.n_cameras;
+    if (a.s.word_bases != nullptr) write_word_bases(a, s, views, words);
     uint32_t any = 0;
     if (lane < kChunkWords) {
       for (int k = 0; k < n_cameras; ++k) any |= words[k * kChunkWords + lane];
@@ -654,13 +663,15 @@ __global__ void __launch_bounds__(kRecordThreads, kFisheye || kSource == Source:
       for (int r = lane; r < n_records; r += 32) {
         const int row = list[r] % kRows, k = list[r] / kRows;
         const int64_t m = own.first_places[k] + uint32_t(r);
-        if (m < p.capacity) {
-          make_record<kSource, kDegree, kFisheye>(a, m, views[k], own, row);
-        }
+        if (m < p.capacity) n_visible += make_record<kSource, kDegree, kFisheye>(a, m, views[k], own, row);
       }
       __syncwarp();
     }
     __syncthreads();
+  }
+  if (a.s.n_visible != nullptr) {
+    n_visible = warp_sum(n_visible);
+    if (lane == 0) add_to(a.s.n_visible, n_visible);
   }
 }
 
@@ -707,14 +718,14 @@ ProjectScratch project_scratch(Arena& arena, int64_t n_images, int64_t n_gaussia
 void views_cuda(const float* viewmats, const float* Ks, int64_t n_images,
                 const ProjectOptions<float>& options, DeviceView* views, cudaStream_t stream) {
   if (n_images == 0) return;
-  prepare({viewmats, Ks, n_images, 0, options, views, nullptr, nullptr, nullptr, {}}, stream);
+  prepare({viewmats, Ks, n_images, 0, options, views, nullptr, nullptr, nullptr, nullptr, {}}, stream);
 }
 
 void project_cuda(const ProjectParams<float>& p, const ProjectScratch& s, Counts* counts,
                   const ProjectExtras& extras, cudaStream_t stream) {
   const int64_t n_images = p.n_scenes * p.n_cameras;
   prepare({p.viewmats, p.Ks, n_images, p.n_gaussians, p.options, s.views, p.image_offsets, p.n_invalid, counts,
-           {s.cleared, extras.cleared}},
+           s.n_visible, {s.cleared, extras.cleared}},
           stream);
   if (n_images == 0 || p.n_gaussians == 0) return;
 

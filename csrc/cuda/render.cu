@@ -15,8 +15,6 @@ namespace {
 
 static_assert(sizeof(RenderStatus) == 3 * sizeof(int64_t), "rapfast/ops/render.py reads three numbers");
 
-constexpr int64_t kOrderedCapacity = 2 << 20;  // intersections from which tiles with long lists are drawn first
-
 struct Scratch {
   ProjectScratch project;
   BinScratch bin;
@@ -59,13 +57,15 @@ Scratch lay_out(const RenderSizes& s, void* base) {
 
 // A kernel writes them to the host: a copy is another engine's work, whose turn kept the next kernel waiting
 // for 8 us.
-__global__ void publish_kernel(const Counts* counts, Counts* to) { *to = *counts; }
+__global__ void publish_kernel(const Counts* counts, const int64_t* n_visible, HostCounts* to) {
+  *to = HostCounts{*counts, n_visible == nullptr ? 0 : *n_visible};
+}
 
 // Where the counts of a call arrive: page-locked memory and an event. Making them costs more than all
 // else here, so calls that have ended leave theirs to later ones of any thread.
 struct Mailbox {
   cudaEvent_t arrived;
-  Counts* counts;
+  HostCounts* counts;
 };
 
 class MailboxLoan {
@@ -81,7 +81,7 @@ class MailboxLoan {
       }
     }
     check(cudaEventCreateWithFlags(&box_.arrived, cudaEventDisableTiming), "cudaEventCreate");
-    check(cudaMallocHost(&box_.counts, sizeof(Counts)), "cudaMallocHost");
+    check(cudaMallocHost(&box_.counts, sizeof(HostCounts)), "cudaMallocHost");
   }
   ~MailboxLoan() {
     // After an error counts may still be on their way into it: it serves no other call.
@@ -91,15 +91,15 @@ class MailboxLoan {
   }
 
   // Queues the counts on their way to the host.
-  void post(const Counts* counts, cudaStream_t stream) {
+  void post(const Counts* counts, const int64_t* n_visible, cudaStream_t stream) {
     under_way_ = true;
-    publish_kernel<<<1, 1, 0, stream>>>(counts, box_.counts);
+    publish_kernel<<<1, 1, 0, stream>>>(counts, n_visible, box_.counts);
     check_launch("publish_kernel");
     check(cudaEventRecord(box_.arrived, stream), "cudaEventRecord");
   }
 
   // Waits for what was posted.
-  Counts read() {
+  HostCounts read() {
     check(cudaEventSynchronize(box_.arrived), "rendering");
     under_way_ = false;
     return *box_.counts;
@@ -223,6 +223,7 @@ StateLayout state_layout(const RenderSizes& s) {
   };
   StateLayout l;
   l.status = take(int64_t(sizeof(RenderStatus)));
+  l.n_visible = take(8);
   l.n_invalid = take(8 * n_images);
   l.image_offsets = take(8 * (n_images + 1));
   l.records = take(int64_t(sizeof(Record<float>)) * s.record_capacity);
@@ -232,6 +233,9 @@ StateLayout state_layout(const RenderSizes& s) {
   l.tile_offsets = take(kept * 8 * (all_tiles(s) + 1));
   l.tile_records = take(kept * 4 * s.capacity);
   l.record_colors = take(kept * 4 * color_stride(s.n_channels) * s.record_capacity);
+  l.views = take(kept * int64_t(sizeof(DeviceView)) * n_images);
+  l.ballots = take(kept * 4 * n_images * ballot_words(s.n_gaussians));
+  l.word_bases = take(kept * 4 * n_images * ballot_words(s.n_gaussians));
   l.transmittances = take(kept * 4 * pixels);
   l.last_ids = take(kept * 4 * pixels);
   l.size = at;
@@ -255,6 +259,7 @@ struct RenderCall::Parts {
     return reinterpret_cast<T*>(params.state + offset);
   }
   Counts* counts() const { return &part<RenderStatus>(layout.status)->counts; }
+  int64_t* n_visible() const { return params.sizes.keep_state ? part<int64_t>(layout.n_visible) : nullptr; }
   // What the state keeps on request.
   int64_t* tile_offsets() const {
     return params.sizes.keep_state ? part<int64_t>(layout.tile_offsets) : scratch.tile_offsets;
@@ -381,12 +386,20 @@ RenderCall::RenderCall(const RenderParams& params, int device, cudaStream_t stre
   const DeviceGuard guard(device);
   parts_.reset(new Parts{params, device, stream, state_layout(params.sizes),
                          lay_out(params.sizes, params.scratch), {}});
+  if (params.sizes.keep_state) {
+    const StateLayout& layout = parts_->layout;
+    ProjectScratch& project = parts_->scratch.project;
+    project.views = parts_->part<DeviceView>(layout.views);
+    project.ballots = parts_->part<uint32_t>(layout.ballots);
+    project.word_bases = parts_->part<uint32_t>(layout.word_bases);
+    project.n_visible = parts_->n_visible();
+  }
   if (!parts_->launch_graph()) parts_->queue_front(params.project.viewmats, params.project.Ks, stream);
-  if (!params.fixed_room) parts_->mailbox.emplace(device).post(parts_->counts(), stream);
+  if (!params.fixed_room) parts_->mailbox.emplace(device).post(parts_->counts(), parts_->n_visible(), stream);
   parts_->queue_colors();
 }
 
-Counts RenderCall::finish(const RenderOutputs& outputs) {
+HostCounts RenderCall::finish(const RenderOutputs& outputs) {
   const DeviceGuard guard(parts_->device);
   const RenderParams& params = parts_->params;
   const RenderSizes& sizes = params.sizes;
@@ -427,7 +440,7 @@ Counts RenderCall::finish(const RenderOutputs& outputs) {
 
   if (params.fixed_room) {
     overflow_cuda(poison_of(params, outputs, layout), stream);
-    return {-1, -1};
+    return {{-1, -1}, -1};
   }
   return parts_->mailbox->read();
 }

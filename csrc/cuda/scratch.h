@@ -38,7 +38,7 @@ struct alignas(16) DeviceView {
   alignas(16) FrustumTest<float> test;
 };
 
-// What the host reads back of a call.
+// How much a call wants.
 struct Counts {
   int64_t n_records;        // wanted, also where there was no room
   int64_t n_intersections;  // likewise; of the records there was room for
@@ -54,6 +54,9 @@ struct ProjectScratch {
   uint32_t* image_counts;  // [I]
   uint32_t* next_item;     // [1] of the work that blocks take up as they get free
   ClearedMemory cleared;   // the last three
+  // What a backward pass wants to know besides, or null.
+  uint32_t* word_bases;    // [I, n_words] the first record of each word of ballots
+  int64_t* n_visible;      // [1] records that are not dead
 };
 
 struct BinScratch {

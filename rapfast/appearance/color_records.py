@@ -1,11 +1,12 @@
-"""The colour stage of a differentiable call: colours of the visible records, between projection and tiling.
+"""The colour stage of a differentiable call: a network's colours of the visible records.
 
-Values come from a network or are picked from given ones; what is done with them is the same for all: spherical
-harmonics where they are coefficients, records whose colour is not finite taken out, depth in the last channel.
+On the CPU they are made between projection and tiling. On the GPU one native call has made them already, and the same
+functions tell autograd of what.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from rapfast.appearance.net_outputs import NetInputs, net_outputs
 from rapfast.ops._library import RECORD_FIELDS
-from rapfast.ops.project import Records, image_ids
+from rapfast.ops.color_net import Network, NetworkInput
+from rapfast.ops.project import Records
 from rapfast.reference.color import camera_positions, spherical_harmonics
 from rapfast.scene import SH_DEGREE_OF_COUNT
 
@@ -21,19 +23,20 @@ _DEPTH, _OPACITY = RECORD_FIELDS.index("depth"), RECORD_FIELDS.index("opacity")
 
 
 @dataclass(frozen=True, eq=False)
-class RecordColors:
+class NetColors:
     """A `rapfast.ops.autograd.ColorStage`.
 
     Attributes:
-        values: a network and its inputs; or colours or coefficients [N, F] or [C, N, F] themselves.
+        inputs: a network and what it is fed.
         render_mode: of the call.
-        drawn_from: where values are coefficients [.., 3 K]: means [N, 3] and viewmats [C, 4, 4], in whose directions
-            the harmonics are evaluated.
+        make_network: the network and its input in the form of a native call, whose outputs are colours.
+        harmonics: whether the network puts out coefficients of spherical harmonics, 3 k + c.
     """
 
-    values: NetInputs | Tensor
+    inputs: NetInputs
     render_mode: str
-    drawn_from: tuple[Tensor, Tensor] | None = None
+    make_network: Callable[[], tuple[Network, NetworkInput]]
+    harmonics: bool = False
     n_channels: int = 3
 
     def __call__(self, projected: Records) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,13 +44,13 @@ class RecordColors:
         depths = records[:, _DEPTH : _DEPTH + 1]
         if self.render_mode in ("D", "ED"):
             return depths.contiguous(), records, n_invalid
-        images, ids = image_ids(projected), projected.gaussian_ids.long()
-        values = self._values(projected, images, ids)
+        values = net_outputs(self.inputs, projected.gaussian_ids, projected.image_offsets)
         # Before anything is computed of them: behind a mask an infinity would still reach the gradient.
         good = values.isfinite().all(1)
         colors = torch.where(good[:, None], values, 0)
-        if self.drawn_from is not None:
-            colors = self._harmonics(colors, images, ids, projected.image_offsets)
+        images = _images(projected.gaussian_ids, projected.image_offsets)
+        if self.harmonics:
+            colors = self._evaluated(colors, projected.gaussian_ids, projected.image_offsets)
             good = good & colors.isfinite().all(1)
             colors = torch.where(good[:, None], colors, 0)
         opacities = torch.where(good, records[:, _OPACITY], 0)[:, None]
@@ -57,20 +60,31 @@ class RecordColors:
             colors = torch.cat([colors, depths], 1)
         return colors, records, n_invalid
 
-    def _values(self, projected: Records, images: Tensor, ids: Tensor) -> Tensor:
-        if isinstance(self.values, NetInputs):
-            return net_outputs(self.values, projected.gaussian_ids, projected.image_offsets)
-        if self.values.dim() == 2:
-            return self.values[ids]
-        return self.values.flatten(0, 1)[images * self.values.shape[1] + ids]
+    def network(self) -> tuple[Network, NetworkInput]:
+        return self.make_network()
 
-    def _harmonics(self, coefficients: Tensor, images: Tensor, ids: Tensor, image_offsets: Tensor) -> Tensor:
-        means, viewmats = self.drawn_from
+    def link(self, gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:
+        if not self.harmonics:
+            return net_outputs(self.inputs, gaussian_ids, image_offsets, with_values=False)
+        # What the clamp lets through and where the directions lead depends on the coefficients.
+        values = net_outputs(self.inputs, gaussian_ids, image_offsets)
+        values = torch.where(values.isfinite().all(1, keepdim=True), values, 0)
+        return self._evaluated(values, gaussian_ids, image_offsets)
+
+    def _evaluated(self, coefficients: Tensor, gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:
+        """The harmonics in the directions in which the views see the records, as colours."""
+        viewmats = self.inputs.viewmats
         # A view that sees nothing may be singular: the identity in its place keeps 1 / det finite.
-        seeing = image_offsets.diff() > 0
         eye = torch.eye(4, dtype=viewmats.dtype, device=viewmats.device)
-        viewmats = torch.where(seeing[:, None, None], viewmats, eye)
+        viewmats = torch.where((image_offsets.diff() > 0)[:, None, None], viewmats, eye)
         coefficients = coefficients.unflatten(1, (-1, 3))
-        degree = SH_DEGREE_OF_COUNT[coefficients.shape[1]]
-        colors = spherical_harmonics(degree, means[ids] - camera_positions(viewmats)[images], coefficients)
+        directions = self.inputs.means[gaussian_ids.long()]
+        directions = directions - camera_positions(viewmats)[_images(gaussian_ids, image_offsets)]
+        colors = spherical_harmonics(SH_DEGREE_OF_COUNT[coefficients.shape[1]], directions, coefficients)
         return torch.where(colors.isfinite(), (colors + 0.5).clamp(min=0), colors)
+
+
+def _images(gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:
+    """[M] the view of each record."""
+    views = torch.arange(image_offsets.shape[0] - 1, device=image_offsets.device)
+    return torch.repeat_interleave(views, image_offsets.diff(), output_size=gaussian_ids.shape[0])

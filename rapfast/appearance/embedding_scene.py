@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from rapfast import _check as check
 from rapfast import ops
 from rapfast.appearance.color_net import ColorNet
-from rapfast.appearance.color_records import RecordColors
+from rapfast.appearance.color_records import NetColors
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision
 from rapfast.appearance.net_outputs import NetInputs
 from rapfast.appearance.view_inputs import (
@@ -129,23 +129,29 @@ class EmbeddingScene:
             "postprocess": postprocess, "max_memory": max_memory,
         }  # fmt: skip
         if backend == "rapfast":
-            current = not (is_compiling() or wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors()))
-            if not current or wants_gradient(*geometry, viewmats, Ks, backgrounds, embeddings, view_weights):
+            half = half_precision(precision, scene.means)
+
+            def native() -> tuple[ops.Network, ops.NetworkInput]:
+                fed = torch.tensor(weights, dtype=torch.float64)
+                given = ops.NetworkInput("embedding", fed, features=embeddings.detach().contiguous())
+                return self.prepare(precision).network, given
+
+            trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
+            if (
+                is_compiling()
+                or trained
+                or wants_gradient(*geometry, viewmats, Ks, backgrounds, embeddings, view_weights)
+            ):
+                # On the CPU a network that changes at every step is made for the Gaussians that are seen.
+                in_full = not is_compiling() and (not trained or scene.means.is_cuda)
                 inputs = NetInputs(
                     self.color_net.weights(), scene.means, viewmats, Ks, scene.intrinsic,
-                    weight_tensor(view_weights, weights), "embedding", features=embeddings,
-                    half=half_precision(precision, scene.means),
-                    network=replace(self.prepare(precision).network, output="raw") if current else None,
+                    weight_tensor(view_weights, weights), "embedding", features=embeddings, half=half,
+                    network=replace(self.prepare(precision).network, output="raw") if in_full else None,
                 )  # fmt: skip
-                stage = RecordColors(inputs, check.choice("render_mode", render_mode, RENDER_MODES))
+                stage = NetColors(inputs, check.choice("render_mode", render_mode, RENDER_MODES), native)
                 return rasterize_colored(*geometry, viewmats, Ks, backgrounds, width, height, stage, **options)
-            given = ops.NetworkInput(
-                "embedding",
-                torch.tensor(weights, dtype=torch.float64),
-                features=embeddings.detach().contiguous(),
-            )
-            network = self.prepare(precision).network
-            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, network, given, **options)
+            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, *native(), **options)
 
         refuse_precision(precision, backend)
         if render_mode in ("D", "ED") or c == 0:

@@ -58,9 +58,9 @@ class NetInputs:
     network: Network | None = None
 
 
-def net_outputs(inputs: NetInputs, gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:
+def net_outputs(inputs: NetInputs, gaussian_ids: Tensor, image_offsets: Tensor, *, with_values: bool = True) -> Tensor:
     """[M, F] what the network puts out for records of Gaussians gaussian_ids [M] (int32); those of view i are rows
-    image_offsets[i] to image_offsets[i + 1] (int64 [C + 1]).
+    image_offsets[i] to image_offsets[i + 1] (int64 [C + 1]). Without values it is for its gradient alone.
 
     Raises:
         ValueError: a view weight is not finite; with half, a number is beyond float16's range.
@@ -74,7 +74,7 @@ def net_outputs(inputs: NetInputs, gaussian_ids: Tensor, image_offsets: Tensor) 
     places = [used.index(k) for k in inputs.map_ids]
     parameters = [tensor for block in w[:3] for pair in block for tensor in pair]
     return _NetOutputs.apply(
-        inputs.network, form, inputs.coord_scale, places, len(parameters), gaussian_ids, image_offsets,
+        inputs.network, with_values, form, inputs.coord_scale, places, len(parameters), gaussian_ids, image_offsets,
         inputs.means, inputs.viewmats, inputs.Ks, inputs.intrinsic, inputs.box_coord, inputs.features,
         inputs.view_weights, *parameters, *(inputs.maps[k] for k in used),
     )  # fmt: skip
@@ -85,6 +85,7 @@ class _NetOutputs(Function):
     def forward(
         ctx: Any,
         network: Network | None,
+        with_values: bool,
         form: list[int],
         coord_scale: float,
         map_ids: list[int],
@@ -95,6 +96,9 @@ class _NetOutputs(Function):
     ) -> Tensor:
         ctx.save_for_backward(gaussian_ids, image_offsets, *tensors)
         ctx.form, ctx.coord_scale, ctx.map_ids, ctx.n_parameters = form, coord_scale, map_ids, n_parameters
+        if not with_values:
+            means, n_outputs = tensors[0], Form.read(form, tensors[7 : 7 + n_parameters]).n_outputs
+            return means.new_empty(()).expand(len(gaussian_ids), n_outputs)
         parameters, maps = list(tensors[7 : 7 + n_parameters]), list(tensors[7 + n_parameters :])
         arguments = gaussian_ids, image_offsets, *tensors[:7], parameters, maps, map_ids, form, coord_scale
         return net_outputs_op(*arguments) if network is None else _run(network, *arguments)
@@ -104,12 +108,12 @@ class _NetOutputs(Function):
     def backward(ctx: Any, v_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gaussian_ids, image_offsets, *tensors = ctx.saved_tensors
         n = ctx.n_parameters
-        wanted = [bool(need) for need in ctx.needs_input_grad[7:]]
+        wanted = [bool(need) for need in ctx.needs_input_grad[8:]]
         gradients = net_outputs_bwd_op(
             v_outputs.contiguous(), gaussian_ids, image_offsets, *tensors[:7], list(tensors[7 : 7 + n]),
             list(tensors[7 + n :]), ctx.map_ids, ctx.form, ctx.coord_scale, wanted,
         )  # fmt: skip
-        return *(None,) * 7, *(v if want else None for v, want in zip(gradients, wanted, strict=True))
+        return *(None,) * 8, *(v if want else None for v, want in zip(gradients, wanted, strict=True))
 
 
 def _forward_fake(

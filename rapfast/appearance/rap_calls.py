@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from rapfast import _check as check
-from rapfast.appearance.color_records import RecordColors
 from rapfast.appearance.features import check_like_rap, map_coordinates, view_directions
 from rapfast.appearance.fused import half_precision
 from rapfast.appearance.rap_cameras import View, read_camera, read_cameras, reference_image
@@ -41,7 +40,6 @@ from rapfast.appearance.view_inputs import (
 from rapfast.cameras import Cameras
 from rapfast.meta import _LAZY, Meta
 from rapfast.rasterization import BACKENDS, rasterization, rasterize_colored
-from rapfast.scene import SH_DEGREE_OF_COUNT
 
 WEIGHT_ATTRIBUTE = "colornet_inter_weight"
 """RAP's name of the view weight: looked up on a camera, then on the scene."""
@@ -254,32 +252,28 @@ def render(
         "render_mode": mode, "packed": False,
         "rasterize_mode": "antialiased" if scene.config.get("antialiasing", True) else "classic",
     }  # fmt: skip
-    if with_graph:  # the visible are coloured for one view and drawn in the other
-        if override_colors is not None:
-            stage = RecordColors(override_colors, mode)
-        else:
-            if rap_compatible and decoded is None:
-                check_like_rap(map_coordinates(scene.scene.means, scene.box_coord[:, 2], view.viewmat, view.K)[1])
-            stage = scene.color_stage(
-                view.viewmat[None], view.K[None], maps, ids, weight_tensor(weights, weights), decoded, precision, mode,
-                (means, other.viewmat[None]),
-            )  # fmt: skip
-        colors, _, meta = rasterize_colored(
-            *geometry, *camera_arguments[:2], backgrounds, *camera_arguments[2:], stage, **options
-        )
-        return _dictionaries(colors, meta, with_depth)[0]
     # The colours of all N Gaussians, as RAP makes them, for a rasterizer call that is not the view's own.
-    degree = None
     if override_colors is not None:
         colors = override_colors
+    elif with_graph:
+        if rap_compatible and decoded is None:
+            check_like_rap(map_coordinates(scene.scene.means, scene.box_coord[:, 2], view.viewmat, view.K)[1])
+        fed = maps, ids, None if decoded is not None else weight_tensor(weights, weights)
+        colors = scene.colors_of_all(view.viewmat, view.K, *fed, decoded, precision)
     elif scene.puts_out_sh:
-        colors = decoded.unflatten(-1, (-1, 3))
-        degree = SH_DEGREE_OF_COUNT[colors.shape[1]]
+        colors = decoded
     else:
         colors = net.head(decoded, view_directions(scene.scene.means, view.viewmat))
-    colors, _, meta = rasterization(
-        *geometry, colors, *camera_arguments, sh_degree=degree, backgrounds=backgrounds, backend=backend, **options
-    )
+    degree = None
+    if override_colors is None and scene.puts_out_sh:
+        colors, degree = colors.unflatten(-1, (-1, 3)), scene.sh_degree
+    if with_graph:
+        camera_arguments = *camera_arguments[:2], backgrounds, *camera_arguments[2:], None
+        colors, _, meta = rasterize_colored(*geometry, *camera_arguments, colors=colors, sh_degree=degree, **options)
+    else:
+        colors, _, meta = rasterization(
+            *geometry, colors, *camera_arguments, sh_degree=degree, backgrounds=backgrounds, backend=backend, **options
+        )
     return _dictionaries(colors, meta, with_depth)[0]
 
 

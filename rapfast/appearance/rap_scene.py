@@ -16,7 +16,7 @@ from rapfast import _check as check
 from rapfast import ops, reference
 from rapfast.appearance import rap_files as files
 from rapfast.appearance.color_net import ColorNet
-from rapfast.appearance.color_records import RecordColors
+from rapfast.appearance.color_records import NetColors
 from rapfast.appearance.feature_map_net import MAP_CHANNELS, FeatureMapNet
 from rapfast.appearance.features import check_like_rap, map_coordinates, sample_features, view_directions
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision, map_pixels
@@ -105,6 +105,11 @@ class RapScene:
             raise ValueError("color_net must have a colour head with 3 outputs where use_colors_precomp is on")
 
     @property
+    def sh_degree(self) -> int:
+        """Of the harmonics that the decoder puts out, where it does."""
+        return SH_DEGREE_OF_COUNT[self.color_net.decoder.widths[-1] // 3]
+
+    @property
     def puts_out_sh(self) -> bool:
         """Whether the network gives spherical harmonics (`use_colors_precomp` off)."""
         return not self.config.get("use_colors_precomp", True)
@@ -170,11 +175,8 @@ class RapScene:
             return self._decode(viewmat, K, feature_map, weights_like(view_weight, [weight], self.scene.means)[0])
         half = half_precision(precision, self.scene.means)
         if is_compiling() or self.wants_gradient(viewmat, K, feature_map, view_weight):
-            ids = torch.arange(len(self), dtype=torch.int32, device=self.scene.device)
-            offsets = torch.tensor([0, len(self)], device=self.scene.device)
-            weights = weight_tensor(view_weight, [weight])
-            inputs = self._net_inputs("decode", viewmat[None], K[None], [feature_map], [0], weights, half)
-            return net_outputs(inputs, ids, offsets)
+            fed = [feature_map], [0], weight_tensor(view_weight, [weight])
+            return self._outputs_of_all(self._net_inputs("decode", viewmat[None], K[None], *fed, half))
         network = self._prepared("decode", "raw", half).network
         views = (viewmat.detach()[None, None].contiguous(), K.detach()[None, None].contiguous())
         given = self._network_input([feature_map], [0], [weight], half)
@@ -291,26 +293,32 @@ class RapScene:
 
         if backend == "rapfast":
             half = half_precision(precision, self.scene.means)
-            if is_compiling() or self.wants_gradient(viewmats, Ks, backgrounds, decoded, maps, view_weights):
-                stage = self.color_stage(
-                    viewmats, Ks, maps, ids, weight_tensor(view_weights, weights), decoded, precision, render_mode
-                )
-                return rasterize_colored(*geometry, viewmats, Ks, backgrounds, width, height, stage, **options)
-            if decoded is None:
-                network = self._prepared("all", "sh" if self.puts_out_sh else "color", half).network
-                given = self._network_input(maps, ids, weights, half)
-            elif self.puts_out_sh:  # they are the coefficients
-                coefficients = decoded.unflatten(-1, (-1, 3))
+            with_graph = is_compiling() or self.wants_gradient(viewmats, Ks, backgrounds, decoded, maps, view_weights)
+            if decoded is not None and self.puts_out_sh:  # they are the coefficients
+                given = {"colors": decoded.unflatten(-1, (-1, 3)), "sh_degree": self.sh_degree}
+                if with_graph:
+                    return rasterize_colored(
+                        *geometry, viewmats, Ks, backgrounds, width, height, None, **given, **options
+                    )
+                views = viewmats, Ks, width, height
                 return rasterization(
-                    *geometry, coefficients, viewmats, Ks, width, height, backgrounds=backgrounds,
-                    sh_degree=SH_DEGREE_OF_COUNT[coefficients.shape[-2]], **options,
-                )  # fmt: skip
-            else:
-                network = self._prepared("head", "color", half).network
-                given = ops.NetworkInput(
-                    "features", torch.ones(c, dtype=torch.float64), features=decoded.detach().contiguous()
+                    *geometry, given["colors"], *views, backgrounds=backgrounds, sh_degree=self.sh_degree, **options
                 )
-            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, network, given, **options)
+
+            def native() -> tuple[ops.Network, ops.NetworkInput]:
+                if decoded is None:
+                    network = self._prepared("all", "sh" if self.puts_out_sh else "color", half).network
+                    return network, self._network_input(maps, ids, weights, half)
+                ones = torch.ones(c, dtype=torch.float64)
+                given = ops.NetworkInput("features", ones, features=decoded.detach().contiguous())
+                return self._prepared("head", "color", half).network, given
+
+            if with_graph:
+                fed = maps, ids, weight_tensor(view_weights, weights)
+                inputs = self._net_inputs("all" if decoded is None else "head", viewmats, Ks, *fed, half, decoded)
+                stage = NetColors(inputs, render_mode, native, self.puts_out_sh)
+                return rasterize_colored(*geometry, viewmats, Ks, backgrounds, width, height, stage, **options)
+            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, *native(), **options)
 
         refuse_precision(precision, backend)
         if render_mode in ("D", "ED"):
@@ -349,7 +357,7 @@ class RapScene:
         return bake(self, camera, weight, **options)
 
     def _prepared(self, part: str, output: str, half: bool) -> Prepared:
-        sh_degree = SH_DEGREE_OF_COUNT[self.color_net.decoder.widths[-1] // 3] if output == "sh" else 0
+        sh_degree = self.sh_degree if output == "sh" else 0
         part = "decode" if output == "sh" else part  # where there is a head, it is not used
         return self._networks.get(
             self.color_net, self.scene.means, self.scene.intrinsic,
@@ -386,40 +394,39 @@ class RapScene:
         # The clamp must not hide an infinity, which the renderer counts.
         return torch.where(colors.isfinite(), (colors + 0.5).clamp(min=0), colors)
 
-    def color_stage(
+    def colors_of_all(
         self,
-        viewmats: Tensor,
-        Ks: Tensor,
+        viewmat: Tensor,
+        K: Tensor,
         maps: Tensor | Sequence[Tensor],
         ids: Sequence[int],
         weights: Tensor | None,
         decoded: Tensor | None,
         precision: str | None,
-        render_mode: str,
-        drawn_from: tuple[Tensor, Tensor] | None = None,
-    ) -> RecordColors:
-        """What colours records differentiably for views [C] that have been checked: through the network, or from
-        decoded on. `drawn_from`: see `RecordColors`; by default the views and Gaussians that colours are made for."""
+    ) -> Tensor:
+        """[N, 3] colours of all Gaussians in one view, differentiably; or [N, F] their coefficients where the network
+        puts out those. The arguments have been checked; decoded is in place of maps, ids and weights."""
+        if decoded is not None and self.puts_out_sh:
+            return decoded
+        part = "all" if decoded is None else "head"
         half = half_precision(precision, self.scene.means)
-        drawn_from = (drawn_from or (self.scene.means, viewmats)) if self.puts_out_sh else None
-        values: NetInputs | Tensor
-        if decoded is None:
-            values = self._net_inputs("all", viewmats, Ks, maps, ids, weights, half)
-        elif self.puts_out_sh:
-            values = decoded
-        else:
-            ones = torch.ones(len(viewmats), dtype=torch.float64)
-            values = self._net_inputs("head", viewmats, Ks, [], [], ones, half, decoded)
-        return RecordColors(values, render_mode, drawn_from)
+        return self._outputs_of_all(self._net_inputs(part, viewmat[None], K[None], maps, ids, weights, half, decoded))
+
+    def _outputs_of_all(self, inputs: NetInputs) -> Tensor:
+        ids = torch.arange(len(self), dtype=torch.int32, device=self.scene.device)
+        return net_outputs(inputs, ids, torch.tensor([0, len(self)], device=self.scene.device))
 
     def _net_inputs(
         self, part: str, viewmats: Tensor, Ks: Tensor, maps: Tensor | Sequence[Tensor], ids: Sequence[int],
-        weights: Tensor, half: bool, decoded: Tensor | None = None,
+        weights: Tensor | None, half: bool, decoded: Tensor | None = None,
     ) -> NetInputs:  # fmt: skip
+        if decoded is not None:
+            weights = torch.ones(len(viewmats), dtype=torch.float64)
         scene = self.scene
         network = None
         trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
-        if not (trained or is_compiling()):
+        # On the CPU a network that changes at every step is made for the Gaussians that are seen.
+        if not is_compiling() and (not trained or scene.means.is_cuda):
             output = "sh" if self.puts_out_sh and part == "all" else "raw" if part == "decode" else "color"
             network = replace(self._prepared(part, output, half).network, output="raw")
         if self.puts_out_sh and part == "all":  # where there is a head, it is not used

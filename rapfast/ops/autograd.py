@@ -1,12 +1,16 @@
-"""The stages as one differentiable call, on the CPU.
+"""The stages as one differentiable call.
 
-Four autograd functions, one a stage with a backward, pass each other what inference passes on: records, their
-colours, images. Between project and blend there is one tensor more, ``means2d``, in the layout that ``meta`` shows:
-it is an output of the one and an input of the other, so that ``meta["means2d"].retain_grad()`` sees the gradient that
-densification strategies read. The columns x and y of the records carry no gradient beside it.
+On the CPU four autograd functions, one a stage with a backward, pass each other what inference passes on: records,
+their colours, images. Between project and blend there is one tensor more, ``means2d``, in the layout that ``meta``
+shows: it is an output of the one and an input of the other, so that ``meta["means2d"].retain_grad()`` sees the gradient
+that densification strategies read. The columns x and y of the records carry no gradient beside it.
 
-What is kept from forward to backward: the inputs, the records with their colours and tile lists, and, where composite
-has something to do, the blended images. Nothing is kept per pixel for the blend: its backward draws each tile again.
+On the GPU one native call draws what it draws in inference, and two functions stand for all of its stages but the last
+(autograd_cuda.py).
+
+What the CPU keeps from forward to backward: the inputs, the records with their colours and tile lists, and, where
+composite has something to do, the blended images. Nothing is kept per pixel for the blend: its backward draws each tile
+again.
 """
 
 from __future__ import annotations
@@ -20,15 +24,19 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from rapfast.ops.autograd_cuda import front, pixels, refuse_second_derivative
 from rapfast.ops.bin import Tiles, bin
 from rapfast.ops.blend import blend
 from rapfast.ops.blend_bwd import blend_bwd
 from rapfast.ops.color import DEPTH_CHANNELS, color
 from rapfast.ops.color_bwd import color_bwd
+from rapfast.ops.color_net import Network, NetworkInput
 from rapfast.ops.composite import composite
 from rapfast.ops.composite_bwd import composite_bwd
 from rapfast.ops.project import CAMERA_MODELS, Records, image_ids, project
 from rapfast.ops.project_bwd import project_bwd
+from rapfast.ops.render import render, state_records, state_rows
+from rapfast.ops.render_bwd import ROW_COLOR
 from rapfast.postprocess import PostProcess
 
 
@@ -38,17 +46,26 @@ class Drawn(NamedTuple):
     images: Tensor  # [I, h, w, D] or [I, D, h, w]
     alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
     means2d: Tensor  # [M, 2], or dense [..., C, N, 2] with 0 where culled
-    projected: Records  # its records are part of the graph too
-    means2d_of_views: tuple[Tensor, ...] | None = None  # C of [N, 2], means2d's rows on the way to the blend
+    make_records: Callable[[], Records]  # its records are part of the graph too
+    make_n_invalid: Callable[[], Tensor]  # [I]
+    means2d_of_views: tuple[Tensor, ...] | None = None  # I of [N, 2], means2d's rows on the way to the blend
 
 
 class ColorStage(Protocol):
-    """Colours records differentiably in place of the color stage: their channels, depth last where the mode has it;
-    the records, those that cannot be coloured taken out; and how many of each image could not be drawn."""
+    """Colours records by a network in place of the color stage, differentiably."""
 
     n_channels: int  # without depth
 
-    def __call__(self, projected: Records) -> tuple[Tensor, Tensor, Tensor]: ...
+    def __call__(self, projected: Records) -> tuple[Tensor, Tensor, Tensor]:
+        """On the CPU: the records' channels, depth last where the mode has it; the records, those that cannot be
+        coloured taken out; and how many of each image could not be drawn."""
+
+    def network(self) -> tuple[Network, NetworkInput]:
+        """On the GPU: the network as a whole call runs it."""
+
+    def link(self, gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:
+        """On the GPU: [M, n_channels] what a whole call has given its records, without values: the way that gradients
+        take."""
 
 
 def render_with_grad(
@@ -78,14 +95,17 @@ def render_with_grad(
     absgrad: bool = False,
     sparse_grad: bool = False,
     color_stage: ColorStage | None = None,
+    by_view: bool = False,
 ) -> Drawn:
-    """Renders on the CPU, differentiably in every tensor. The same pixels as without a graph, to the last bit.
+    """Renders differentiably in every tensor. The same pixels as without a graph, to the last bit.
 
     With ``absgrad``, ``means2d.absgrad`` starts at 0 and every backward adds to it, pixel by pixel, the absolute
     value of that pixel's gradient. With ``sparse_grad``, for which there may be no batch dimensions, the gradients of
-    means, quats, scales and covars are sparse (COO): rows of the Gaussians that some view sees.
+    means, quats, scales and covars are sparse (COO): rows of the Gaussians that some view sees. With ``by_view``, for
+    which ``packed`` is False, each view's means2d is a tensor of its own as well.
 
-    Gradients do not depend on the number of threads. There is no second derivative.
+    On the CPU gradients do not depend on the number of threads. On the GPU atomics add up what pixels give a record, in
+    any order, unless `torch.use_deterministic_algorithms` is on. There is no second derivative.
     """
     batch = tuple(means.shape[:-2])
     n_scenes, n_cameras, n_gaussians = math.prod(batch), viewmats.shape[-3], means.shape[-2]
@@ -100,16 +120,68 @@ def render_with_grad(
 
     means, quats, scales, covars = map(flat_geometry, (means, quats, scales, covars))
     opacities, colors, viewmats, Ks, backgrounds = map(flat, (opacities, colors, viewmats, Ks, backgrounds))
+    has_colors = render_mode not in ("D", "ED")
+    n_color_channels = 0 if not has_colors else color_stage.n_channels if color_stage else colors.shape[-1]
+    expected_depth = render_mode.endswith("ED")
+    if backgrounds is not None:
+        backgrounds = backgrounds.flatten(0, 1) if has_colors else None
+
+    def finished(images: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        if backgrounds is None and not expected_depth and (postprocess or PostProcess()) == PostProcess():
+            return images, alphas
+        return _Composite.apply(
+            images, alphas, backgrounds, n_color_channels, expected_depth, postprocess or PostProcess()
+        )
+
+    dense_shape = None if packed else (*batch, n_cameras, n_gaussians, 2)
+    if means.is_cuda:
+        network, network_input = color_stage.network() if color_stage and has_colors else (None, None)
+        if color_stage is not None:
+            # Of a network's colours the native backward knows the shape alone, or with depth alone nothing.
+            colors = means.new_empty(()).expand(n_scenes, n_gaussians, color_stage.n_channels)
+        with torch.no_grad():
+            rendered = render(
+                means, quats, scales, covars, opacities, None if network else colors.contiguous(), viewmats, Ks, None,
+                width, height, camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, near_plane=near_plane,
+                far_plane=far_plane, radius_clip=radius_clip, sh_degree=sh_degree,
+                render_mode=render_mode.replace("ED", "D"), alpha_cap=alpha_cap, keep_state=True, network=network,
+                network_input=network_input,
+            )  # fmt: skip
+        found = front(
+            rendered, (means, quats, scales, covars, opacities, colors, viewmats, Ks), dense_shape,
+            camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, sh_degree=sh_degree,
+            render_mode=render_mode, alpha_cap=alpha_cap,
+        )  # fmt: skip
+        if network is not None:
+            found = found._replace(link=_Linked.apply(found.link, color_stage.link(*state_rows(rendered))))
+        of_views = None
+        if by_view:
+            means2d, of_views = _by_view(found.means2d)
+            found = found._replace(means2d=means2d)
+        if absgrad:
+            found.means2d.absgrad = torch.zeros_like(found.means2d, requires_grad=False)
+        images, alphas = finished(*pixels(found, rendered, found.means2d.absgrad if absgrad else None))
+        rendered = rendered._replace(images=None, alphas=None)  # meta must not hold them
+
+        def make_records() -> Records:
+            return state_records(rendered, found.records)
+
+        def make_n_invalid() -> Tensor:
+            rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
+            return rendered.n_invalid.clone()
+
+        visible.make_gaussian_ids = lambda: state_records(rendered).gaussian_ids
+        return Drawn(images, alphas, found.means2d, make_records, make_n_invalid, of_views)
+
     records, means2d, radii, gaussian_ids, image_offsets, n_invalid = _Project.apply(
         means, quats, scales, covars, opacities, viewmats, Ks, width, height,
         {
             "camera_model": camera_model, "antialiased": antialiased, "eps2d": eps2d, "near_plane": near_plane,
             "far_plane": far_plane, "radius_clip": radius_clip,
         },
-        None if packed else (*batch, n_cameras, n_gaussians, 2),
+        dense_shape,
     )  # fmt: skip
-    visible.gaussian_ids = gaussian_ids
-    means2d_of_views = None
+    visible.make_gaussian_ids = lambda: gaussian_ids
     if color_stage is None:
         record_colors, records, n_invalid = _Color.apply(
             means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height,
@@ -117,9 +189,7 @@ def render_with_grad(
         )  # fmt: skip
     else:
         record_colors, records, n_invalid = color_stage(Records(records, radii, gaussian_ids, image_offsets, n_invalid))
-        if not packed:  # RAP's dictionaries show each view's own
-            means2d_of_views = means2d.flatten(0, -3).unbind()
-            means2d = torch.stack(means2d_of_views).reshape(means2d.shape)
+    means2d, of_views = _by_view(means2d) if by_view else (means2d, None)
     projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
     tiles = bin(projected._replace(records=records.detach()), width, height)
     if absgrad:
@@ -128,16 +198,13 @@ def render_with_grad(
         means2d, records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, *tiles, width, height,
         alpha_cap, means2d.absgrad if absgrad else None,
     )  # fmt: skip
-    has_colors = render_mode not in ("D", "ED")
-    n_color_channels = 0 if not has_colors else color_stage.n_channels if color_stage else colors.shape[-1]
-    expected_depth = render_mode.endswith("ED")
-    if backgrounds is not None:
-        backgrounds = backgrounds.flatten(0, 1) if has_colors else None
-    if backgrounds is not None or expected_depth or (postprocess or PostProcess()) != PostProcess():
-        images, alphas = _Composite.apply(
-            images, alphas, backgrounds, n_color_channels, expected_depth, postprocess or PostProcess()
-        )
-    return Drawn(images, alphas, means2d, projected, means2d_of_views)
+    return Drawn(*finished(images, alphas), means2d, lambda: projected, lambda: projected.n_invalid, of_views)
+
+
+def _by_view(means2d: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Dense means2d, and its views' rows as tensors on the way to it, each with a gradient of its own."""
+    of_views = means2d.flatten(0, -3).unbind()
+    return torch.stack(of_views).reshape(means2d.shape), of_views
 
 
 def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,20 +212,30 @@ def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def checked(ctx: Any, *gradients: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "rapfast has no second derivative: call backward() or autograd.grad() without create_graph=True, or "
-                'use backend="reference"'
-            )
+        refuse_second_derivative()
         return backward(ctx, *gradients)
 
     return checked
 
 
+class _Linked(Function):
+    """Ties what a network gives records [M, D] to the link of a whole call: neither has values, gradients go to both."""
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, colors: Tensor) -> Tensor:
+        ctx.n_channels = colors.shape[1]
+        return link.new_empty(()).expand(link.shape)
+
+    @staticmethod
+    @_first_derivative
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows, rows[:, ROW_COLOR : ROW_COLOR + ctx.n_channels]
+
+
 class _Visible:
     """The Gaussians that some view sees, known once they are projected."""
 
-    gaussian_ids: Tensor
+    make_gaussian_ids: Callable[[], Tensor]
 
 
 class _SparseGradient(Function):
@@ -172,7 +249,7 @@ class _SparseGradient(Function):
     @staticmethod
     @_first_derivative
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows = torch.unique(ctx.visible.gaussian_ids).long()
+        rows = torch.unique(ctx.visible.make_gaussian_ids()).long()
         values = gradient[0].index_select(0, rows)
         size = gradient.shape[1:]
         return torch.sparse_coo_tensor(rows[None], values, size, check_invariants=False, is_coalesced=True), None

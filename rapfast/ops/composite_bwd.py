@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rapfast.ops._library import address, cpu_arguments, define, native
+from rapfast.ops._library import address, cpu_arguments, cuda_arguments, define, native
 
 
 class CompositeGradients(NamedTuple):
@@ -32,14 +32,14 @@ def _fake(
     return tuple(_allocate(colors, alphas, backgrounds, with_backgrounds))
 
 
-def _cpu(
-    colors, alphas, backgrounds, std, v_out, v_out_alphas, n_color_channels, expected_depth, clamp_min, clamp_max,
-    channels_first, with_backgrounds,
+def _run(
+    stage, more, colors, alphas, backgrounds, std, v_out, v_out_alphas, n_color_channels, expected_depth, clamp_min,
+    clamp_max, channels_first, with_backgrounds,
 ):  # fmt: skip
     out = _allocate(colors, alphas, backgrounds, with_backgrounds)
     n_images, height, width, channels = colors.shape
-    native.composite_bwd(
-        **cpu_arguments(colors),
+    stage(
+        **more,
         n_images=n_images,
         width=width,
         height=height,
@@ -64,12 +64,24 @@ def _cpu(
     return tuple(out)
 
 
+def _cpu(colors, *inputs):
+    return _run(native.composite_bwd, cpu_arguments(colors), colors, *inputs)
+
+
+def _cuda(colors, *inputs):
+    n_images, height, width, channels = colors.shape
+    # Partial sums of background colours.
+    room = colors.new_empty((n_images * native.background_blocks(height * width) * channels,))
+    return _run(native.composite_bwd_cuda, {**cuda_arguments(colors), "scratch": address(room)}, colors, *inputs)
+
+
 composite_bwd_op = define(
     "composite_bwd(Tensor colors, Tensor alphas, Tensor? backgrounds, Tensor? std, Tensor v_out, Tensor v_out_alphas, "
     "int n_color_channels, bool expected_depth, float? clamp_min, float? clamp_max, bool channels_first, "
     "bool with_backgrounds) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
     cpu=_cpu,
+    cuda=_cuda,
 )
 
 

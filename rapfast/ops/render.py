@@ -38,7 +38,9 @@ _HEADROOM = 1.125
 _SMALL = 32 << 20
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
+    """Of one native call, in the order of RenderSizes in csrc/render.h."""
+
     n_scenes: int
     n_cameras: int
     n_gaussians: int
@@ -66,7 +68,7 @@ def _pixel_rows(height: int, first_tile_row: int, n_tile_rows: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _layout(sizes: _Sizes) -> dict[str, int]:
+def _layout(sizes: Sizes) -> dict[str, int]:
     return native.state_layout(**sizes._asdict())
 
 
@@ -284,7 +286,7 @@ def _fake(
     pixel_type, record_capacity, capacity, keep_state, first_tile_row, n_tile_rows, fixed_room, net, maps,
     map_ids, view_weights, net_form, net_layers, coord_scale,
 ):  # fmt: skip
-    sizes = _Sizes(
+    sizes = Sizes(
         math.prod(means.shape[:-2]), viewmats.shape[-3], means.shape[-2], width, height,
         output_channels(colors, depth_channel), record_capacity, capacity, keep_state, first_tile_row, n_tile_rows,
     )  # fmt: skip
@@ -293,10 +295,10 @@ def _fake(
     if with_composite:
         out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
     state = means.new_empty((_layout(sizes)["size"],), dtype=torch.uint8)
-    return out, out_alphas, state, torch.empty(2, dtype=torch.int64)
+    return out, out_alphas, state, torch.empty(3, dtype=torch.int64)
 
 
-# Images, alphas, state, and on the host the records and intersections wanted.
+# Images, alphas, state, and on the host the records and intersections wanted, and with keep_state the visible records.
 render_op = define(
     "render(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, Tensor Ks, "
     "Tensor? colors, Tensor? backgrounds, Tensor? mean, Tensor? std, int width, int height, int camera_model, "
@@ -333,9 +335,10 @@ class Rendered(NamedTuple):
     images: Tensor  # [I, h, w, D] or [I, D, h, w]
     alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
     state: Tensor  # [bytes] uint8, opaque: see n_invalid, state_records and state_pixels
-    sizes: _Sizes
+    sizes: Sizes
     n_records: int  # rows in use, dead ones included; -1 with fixed_room: only the state knows
     n_intersections: int
+    n_visible: int = 0  # records that are not dead, with keep_state
 
     @property
     def n_invalid(self) -> Tensor:
@@ -512,9 +515,9 @@ def render(
                 raise TooLarge(f"the call needs {n_bytes} bytes, more than {max_bytes}", n_bytes)
         if through_operator:
             images, alphas, state, counts = render_op(*inputs, *form, *room, *net)
-            n_records, n_intersections = counts.tolist()
+            n_records, n_intersections, n_visible = counts.tolist()
         else:
-            images, alphas, state, (n_records, n_intersections) = _run(
+            images, alphas, state, (n_records, n_intersections, n_visible) = _run(
                 *inputs, form, room, *net, together=max_bytes is None and memory is None, **extras
             )
         if n_records <= record_capacity and n_intersections <= capacity:
@@ -535,8 +538,8 @@ def render(
     if form.channels_first:
         alphas = alphas.permute(0, 3, 1, 2)
     n_channels = output_channels(colors, form.depth_channel)
-    sizes = _Sizes(n_images // (n_cameras or 1), n_cameras, n_gaussians, width, height, n_channels, *room[:5])
-    return Rendered(images, alphas, state, sizes, n_records, n_intersections)
+    sizes = Sizes(n_images // (n_cameras or 1), n_cameras, n_gaussians, width, height, n_channels, *room[:5])
+    return Rendered(images, alphas, state, sizes, n_records, n_intersections, n_visible)
 
 
 def _output_bytes(n_images: int, n_channels: int, form: _Form, room: _Room) -> int:
@@ -549,15 +552,21 @@ def _output_bytes(n_images: int, n_channels: int, form: _Form, room: _Room) -> i
     return n_images * n_bytes
 
 
+def state_part(state: Tensor, sizes: Sizes, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """A part of a call's state, by its name in StateLayout of csrc/render.h."""
+    begin, size = _layout(sizes)[name], dtype.itemsize * math.prod(shape)
+    return state[begin : begin + size].view(dtype).reshape(shape)
+
+
 def _part(rendered: Rendered, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    begin, size = _layout(rendered.sizes)[name], dtype.itemsize * math.prod(shape)
-    return rendered.state[begin : begin + size].view(dtype).reshape(shape)
+    return state_part(rendered.state, rendered.sizes, name, dtype, *shape)
 
 
-def state_records(rendered: Rendered) -> Records:
+def state_records(rendered: Rendered, records: Tensor | None = None) -> Records:
     """The visible pairs of a call, cut out of its state. Reads no input of the call.
 
-    Of a call in a CUDA graph they are those of the last replay, and none where that had too little room.
+    Of a call in a CUDA graph they are those of the last replay, and none where that had too little room. ``records``
+    are the rows in use [M, 8] as a part of a graph; without them those of the state.
     """
     n = rendered.n_records
     if n < 0 and torch.cuda.is_current_stream_capturing():
@@ -571,12 +580,21 @@ def state_records(rendered: Rendered) -> Records:
         n = 0 if overflowed else n_records
     return without_dead(
         Records(
-            records=_part(rendered, "records", torch.float32, n, len(RECORD_FIELDS)),
+            records=_part(rendered, "records", torch.float32, n, len(RECORD_FIELDS)) if records is None else records,
             radii=_part(rendered, "radii", torch.int32, n, 2),
             gaussian_ids=_part(rendered, "gaussian_ids", torch.int32, n),
             image_offsets=_part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
             n_invalid=rendered.n_invalid,
         )
+    )
+
+
+def state_rows(rendered: Rendered) -> tuple[Tensor, Tensor]:
+    """gaussian_ids [M] int32 of the rows in use, dead ones included, and where each image's begin [I + 1] int64."""
+    rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
+    return (
+        _part(rendered, "gaussian_ids", torch.int32, rendered.n_records),
+        _part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
     )
 
 
