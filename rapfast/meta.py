@@ -34,6 +34,7 @@ class Meta(dict):
         super().__init__(entries)
         self._maker = maker
         self.is_live = is_live
+        self.means2d_of_views: tuple[Tensor, ...] | None = None  # see `rapfast.rasterization.rasterize_colored`
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)

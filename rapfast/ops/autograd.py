@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ from rapfast.ops.blend import blend
 from rapfast.ops.blend_bwd import blend_bwd
 from rapfast.ops.color import DEPTH_CHANNELS, color
 from rapfast.ops.color_bwd import color_bwd
+from rapfast.ops.color_net import Network, NetworkInput
 from rapfast.ops.composite import composite
 from rapfast.ops.composite_bwd import composite_bwd
 from rapfast.ops.project import CAMERA_MODELS, Records, image_ids, project
 from rapfast.ops.project_bwd import project_bwd
-from rapfast.ops.render import render, state_records
+from rapfast.ops.render import render, state_records, state_rows
+from rapfast.ops.render_bwd import ROW_COLOR
 from rapfast.postprocess import PostProcess
 
 
@@ -46,6 +48,24 @@ class Drawn(NamedTuple):
     means2d: Tensor  # [M, 2], or dense [..., C, N, 2] with 0 where culled
     make_records: Callable[[], Records]  # its records are part of the graph too
     make_n_invalid: Callable[[], Tensor]  # [I]
+    means2d_of_views: tuple[Tensor, ...] | None = None  # I of [N, 2], means2d's rows on the way to the blend
+
+
+class ColorStage(Protocol):
+    """Colours records by a network in place of the color stage, differentiably."""
+
+    n_channels: int  # without depth
+
+    def __call__(self, projected: Records) -> tuple[Tensor, Tensor, Tensor]:
+        """On the CPU: the records' channels, depth last where the mode has it; the records, those that cannot be
+        coloured taken out; and how many of each image could not be drawn."""
+
+    def network(self) -> tuple[Network, NetworkInput]:
+        """On the GPU: the network as a whole call runs it."""
+
+    def link(self, gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:
+        """On the GPU: [M, n_channels] what a whole call has given its records, without values: the way that gradients
+        take."""
 
 
 def render_with_grad(
@@ -54,7 +74,7 @@ def render_with_grad(
     scales: Tensor | None,  # [..., N, 3]
     covars: Tensor | None,  # [..., N, 3, 3]
     opacities: Tensor,  # [..., N]
-    colors: Tensor,  # [..., (C,) N, D] or [..., (C,) N, K, 3]
+    colors: Tensor | None,  # [..., (C,) N, D] or [..., (C,) N, K, 3]; None with color_stage
     viewmats: Tensor,  # [..., C, 4, 4]
     Ks: Tensor,  # [..., C, 3, 3]
     backgrounds: Tensor | None,  # [..., C, Dc] or [..., C, H, W, Dc]
@@ -74,12 +94,15 @@ def render_with_grad(
     packed: bool = True,
     absgrad: bool = False,
     sparse_grad: bool = False,
+    color_stage: ColorStage | None = None,
+    by_view: bool = False,
 ) -> Drawn:
     """Renders differentiably in every tensor. The same pixels as without a graph, to the last bit.
 
     With ``absgrad``, ``means2d.absgrad`` starts at 0 and every backward adds to it, pixel by pixel, the absolute
     value of that pixel's gradient. With ``sparse_grad``, for which there may be no batch dimensions, the gradients of
-    means, quats, scales and covars are sparse (COO): rows of the Gaussians that some view sees.
+    means, quats, scales and covars are sparse (COO): rows of the Gaussians that some view sees. With ``by_view``, for
+    which ``packed`` is False, each view's means2d is a tensor of its own as well.
 
     On the CPU gradients do not depend on the number of threads. On the GPU atomics add up what pixels give a record, in
     any order, unless `torch.use_deterministic_algorithms` is on. There is no second derivative.
@@ -98,7 +121,7 @@ def render_with_grad(
     means, quats, scales, covars = map(flat_geometry, (means, quats, scales, covars))
     opacities, colors, viewmats, Ks, backgrounds = map(flat, (opacities, colors, viewmats, Ks, backgrounds))
     has_colors = render_mode not in ("D", "ED")
-    n_color_channels = colors.shape[-1] if has_colors else 0
+    n_color_channels = 0 if not has_colors else color_stage.n_channels if color_stage else colors.shape[-1]
     expected_depth = render_mode.endswith("ED")
     if backgrounds is not None:
         backgrounds = backgrounds.flatten(0, 1) if has_colors else None
@@ -112,18 +135,29 @@ def render_with_grad(
 
     dense_shape = None if packed else (*batch, n_cameras, n_gaussians, 2)
     if means.is_cuda:
+        network, network_input = color_stage.network() if color_stage and has_colors else (None, None)
+        if color_stage is not None:
+            # Of a network's colours the native backward knows the shape alone, or with depth alone nothing.
+            colors = means.new_empty(()).expand(n_scenes, n_gaussians, color_stage.n_channels)
         with torch.no_grad():
             rendered = render(
-                means, quats, scales, covars, opacities, colors, viewmats, Ks, None, width, height,
-                camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, near_plane=near_plane,
+                means, quats, scales, covars, opacities, None if network else colors.contiguous(), viewmats, Ks, None,
+                width, height, camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, near_plane=near_plane,
                 far_plane=far_plane, radius_clip=radius_clip, sh_degree=sh_degree,
-                render_mode=render_mode.replace("ED", "D"), alpha_cap=alpha_cap, keep_state=True,
+                render_mode=render_mode.replace("ED", "D"), alpha_cap=alpha_cap, keep_state=True, network=network,
+                network_input=network_input,
             )  # fmt: skip
         found = front(
             rendered, (means, quats, scales, covars, opacities, colors, viewmats, Ks), dense_shape,
             camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, sh_degree=sh_degree,
             render_mode=render_mode, alpha_cap=alpha_cap,
         )  # fmt: skip
+        if network is not None:
+            found = found._replace(link=_Linked.apply(found.link, color_stage.link(*state_rows(rendered))))
+        of_views = None
+        if by_view:
+            means2d, of_views = _by_view(found.means2d)
+            found = found._replace(means2d=means2d)
         if absgrad:
             found.means2d.absgrad = torch.zeros_like(found.means2d, requires_grad=False)
         images, alphas = finished(*pixels(found, rendered, found.means2d.absgrad if absgrad else None))
@@ -137,7 +171,7 @@ def render_with_grad(
             return rendered.n_invalid.clone()
 
         visible.make_gaussian_ids = lambda: state_records(rendered).gaussian_ids
-        return Drawn(images, alphas, found.means2d, make_records, make_n_invalid)
+        return Drawn(images, alphas, found.means2d, make_records, make_n_invalid, of_views)
 
     records, means2d, radii, gaussian_ids, image_offsets, n_invalid = _Project.apply(
         means, quats, scales, covars, opacities, viewmats, Ks, width, height,
@@ -148,10 +182,14 @@ def render_with_grad(
         dense_shape,
     )  # fmt: skip
     visible.make_gaussian_ids = lambda: gaussian_ids
-    record_colors, records, n_invalid = _Color.apply(
-        means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height, sh_degree,
-        render_mode,
-    )  # fmt: skip
+    if color_stage is None:
+        record_colors, records, n_invalid = _Color.apply(
+            means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height,
+            sh_degree, render_mode,
+        )  # fmt: skip
+    else:
+        record_colors, records, n_invalid = color_stage(Records(records, radii, gaussian_ids, image_offsets, n_invalid))
+    means2d, of_views = _by_view(means2d) if by_view else (means2d, None)
     projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
     tiles = bin(projected._replace(records=records.detach()), width, height)
     if absgrad:
@@ -160,7 +198,13 @@ def render_with_grad(
         means2d, records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, *tiles, width, height,
         alpha_cap, means2d.absgrad if absgrad else None,
     )  # fmt: skip
-    return Drawn(*finished(images, alphas), means2d, lambda: projected, lambda: projected.n_invalid)
+    return Drawn(*finished(images, alphas), means2d, lambda: projected, lambda: projected.n_invalid, of_views)
+
+
+def _by_view(means2d: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Dense means2d, and its views' rows as tensors on the way to it, each with a gradient of its own."""
+    of_views = means2d.flatten(0, -3).unbind()
+    return torch.stack(of_views).reshape(means2d.shape), of_views
 
 
 def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,6 +216,20 @@ def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
         return backward(ctx, *gradients)
 
     return checked
+
+
+class _Linked(Function):
+    """Ties what a network gives records [M, D] to the link of a whole call: neither has values, gradients go to both."""
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, colors: Tensor) -> Tensor:
+        ctx.n_channels = colors.shape[1]
+        return link.new_empty(()).expand(link.shape)
+
+    @staticmethod
+    @_first_derivative
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows, rows[:, ROW_COLOR : ROW_COLOR + ctx.n_channels]
 
 
 class _Visible:

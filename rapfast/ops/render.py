@@ -589,6 +589,15 @@ def state_records(rendered: Rendered, records: Tensor | None = None) -> Records:
     )
 
 
+def state_rows(rendered: Rendered) -> tuple[Tensor, Tensor]:
+    """gaussian_ids [M] int32 of the rows in use, dead ones included, and where each image's begin [I + 1] int64."""
+    rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
+    return (
+        _part(rendered, "gaussian_ids", torch.int32, rendered.n_records),
+        _part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
+    )
+
+
 def state_pixels(rendered: Rendered) -> tuple[Tensor, Tensor]:
     """Of a call with ``keep_state``: final transmittance [I, H, W], and the place of each pixel's last record in
     its tile's list [I, H, W] int32, -1 where no record reached it."""
