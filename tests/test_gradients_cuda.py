@@ -549,7 +549,8 @@ def test_opcheck(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.use_deterministic_algorithms(True)  # the schema test runs an operator twice and compares
     try:
         calls = watched(monkeypatch)
-        gradients(crowd(300, 2, sh_degree=1), "cuda", width=WIDTH, height=HEIGHT, sh_degree=1, packed=packed, absgrad=False)
+        options = {"width": WIDTH, "height": HEIGHT, "sh_degree": 1, "packed": packed, "absgrad": False}
+        gradients(crowd(300, 2, sh_degree=1), "cuda", **options)
         for name, samples in calls.items():
             assert samples, name
             for arguments in samples:
@@ -574,6 +575,7 @@ def test_whole_graphs_are_compiled(packed: bool, mode: str) -> None:
         )
         return (images * weights).sum() + alphas.square().sum() + 1e-3 * meta["means2d"].square().sum()
 
+    torch._dynamo.reset()  # the forms before are of the same code, of which only so many are kept
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     for n in (700, 300):
         with torch.no_grad():
