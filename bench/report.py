@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -23,6 +24,12 @@ FLOORS_MARKERS = "<!-- floors -->", "<!-- /floors -->"
 CPU_CASE = "cpu-room200k-427x240"
 CPU_BAR_MS, CPU_BAR_RATIO = 250.0, 20.0
 """What one view of CPU_CASE must not exceed, and how many times faster than the reference it must be."""
+
+BACKWARD_DIRECTIONS = ("bwd", "bwd-scene")
+"""Gradients of every parameter and of the viewmats; of the parameters alone."""
+
+BACKWARD_BAR, BACKWARD_GOAL = 2.5, 4.0
+"""How many times faster than gsplat a step must be, and is wanted to: geometric means over the cases."""
 
 README_BATCH = 8
 
@@ -47,6 +54,8 @@ class Run(NamedTuple):
     # the same of the other directions, "rap" and "rap-loop"
     appearance: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
     transfers: dict[tuple[str, str, int], dict[str, Any]] = {}  # by (case, way, views), direction "transfer"
+    # by direction, "bwd" and "bwd-scene", then as `records`
+    backward: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
 
     @property
     def device_name(self) -> str:
@@ -87,16 +96,17 @@ def read_run(path: Path) -> Run:
             info = benchmark["extra_info"]
             directions.setdefault(info["direction"], {})[info["case"], info["backend"], info["batch"]] = info
         records, transfers = directions.pop("fwd"), directions.pop("transfer", {})
-        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions, transfers)
+        backward = {name: directions.pop(name) for name in BACKWARD_DIRECTIONS if name in directions}
+        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions, transfers, backward)
         _ = run.slug
     except (KeyError, TypeError) as error:
         raise ReportError(f"{path}: not a run of this suite: {error} is missing") from error
-    if not (records or directions or transfers):
+    if not any(getattr(run, part) for part in PARTS):
         raise ReportError(f"{path}: holds no benchmark")
     return run
 
 
-PARTS = ("records", "appearance", "transfers")
+PARTS = ("records", "backward", "appearance", "transfers")
 """Fields of a `Run`: what a run may be of alone."""
 
 
@@ -297,6 +307,97 @@ def floors_section(runs: list[Run]) -> str | None:
                 parts += [f"### {case}, batch of {info['batch']}", floors_table(info)]
         return "\n\n".join(parts)
     return None
+
+
+# --- the backward ----------------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """Forward and backward of one case and batch: its records by backend, with and without the viewmats' gradients."""
+
+    case: str
+    batch: int
+    bwd: dict[str, dict[str, Any]]
+    scene: dict[str, dict[str, Any]]
+
+    @property
+    def ratio(self) -> float | None:
+        theirs, ours = (self.bwd.get(name, {}).get("ms_per_view") for name in ("gsplat", "rapfast"))
+        return theirs / ours if theirs and ours else None
+
+    @property
+    def cameras_share(self) -> float | None:
+        """What the viewmats' gradients add to rapfast's time."""
+        whole, scene = (records.get("rapfast", {}).get("ms_per_view") for records in (self.bwd, self.scene))
+        return whole / scene - 1 if whole and scene else None
+
+
+def backward_steps(run: Run) -> list[Step]:
+    """What was measured, in its order."""
+    found: dict[tuple[str, int], Step] = {}
+    for direction, records in run.backward.items():
+        for (case, backend, batch), info in records.items():
+            step = found.setdefault((case, batch), Step(case, batch, {}, {}))
+            (step.bwd if direction == "bwd" else step.scene)[backend] = info
+    return list(found.values())
+
+
+def backward_table(steps: list[Step]) -> str:
+    """Milliseconds per view of forward and backward, what the cameras add, and the peak of memory."""
+    head = [
+        "case",
+        "batch",
+        "gsplat",
+        "rapfast",
+        "ratio",
+        "without cameras",
+        "cameras add",
+        "MiB gsplat",
+        "MiB rapfast",
+    ]
+    head.append("gradients differ by")
+    rows = []
+    for step in steps:
+        cells = [_number(step.bwd.get(name, {}).get("ms_per_view")) for name in ("gsplat", "rapfast")]
+        cells += [_number(step.ratio), _number(step.scene.get("rapfast", {}).get("ms_per_view"))]
+        share = step.cameras_share
+        cells.append("–" if share is None else f"{100 * share:.1f} %")
+        cells += [_number(step.bwd.get(name, {}).get("peak_mib")) for name in ("gsplat", "rapfast")]
+        errors = step.bwd.get("rapfast", {}).get("errors")
+        cells.append(f"{max(errors.values()):.0e}" if errors else "–")
+        rows.append([step.case, str(step.batch), *cells])
+    return _table(head, rows)
+
+
+def backward_verdict(steps: list[Step]) -> str | None:
+    """The geometric mean of the ratios against bar and goal; None where gsplat was not measured. The outdoor scene
+    stands in for the garden where that was not given."""
+    with_garden = any(step.case.startswith("garden-") for step in steps)
+    left_out = ("outdoor-" if with_garden else "garden-", "channels32-")
+    ratios = [step.ratio for step in steps if step.ratio and not step.case.startswith(left_out)]
+    if not ratios:
+        return None
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    verdicts = ", ".join(
+        f"{name} {limit}: {'met' if mean >= limit else 'missed'}"
+        for name, limit in (("bar", BACKWARD_BAR), ("goal", BACKWARD_GOAL))
+    )
+    return f"Forward and backward are {_number(mean)} times as fast as gsplat's in the geometric mean ({verdicts})."
+
+
+def backward_section(run: Run) -> list[str]:
+    """The paragraphs for one machine, none where the run has no backward in it."""
+    steps = backward_steps(run)
+    if not steps:
+        return []
+    text = (
+        "Milliseconds per view of forward and backward, to every parameter and the viewmats; without cameras: to the "
+    )
+    text += "parameters alone. The last column is the largest sum of absolute differences to gsplat's gradients, over "
+    text += "that of their values."
+    parts = [f"### Forward and backward, {run.device_name}", f"{_provenance(run)}. {text}", backward_table(steps)]
+    verdict = backward_verdict(steps)
+    return parts if verdict is None else [*parts, verdict]
 
 
 # --- the appearance path ---------------------------------------------------------------------------------------------
@@ -502,6 +603,7 @@ def docs_section(runs: list[Run], plots: dict[str, str], appearance_plots: dict[
     for run in runs:
         if run.records:
             parts += _forward_section(run, plots)
+        parts += backward_section(run)
         parts += appearance_section(run, appearance_plots)
         parts += transfer_section(run)
     return "\n\n".join(parts)

@@ -228,7 +228,7 @@ def test_gradients_of_one_output_alone() -> None:
     for which in (0, 1):
         grads = []
         for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
-            leaves = {k: x.to(device, dtype).requires_grad_() for k, x in inputs.items()}
+            leaves = {k: x.detach().to(device, dtype).requires_grad_() for k, x in inputs.items()}
             output = rasterization(**leaves, width=WIDTH, height=HEIGHT)[which]
             (output * random_like(output)[0]).sum().backward()
             grads.append({k: None if x.grad is None else x.grad.double().cpu() for k, x in leaves.items()})
@@ -272,7 +272,7 @@ def test_entries_of_meta_are_differentiable(packed: bool) -> None:
     inputs = crowd(400, 2)
     grads = []
     for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
-        leaves = {k: x.to(device, dtype).requires_grad_() for k, x in inputs.items()}
+        leaves = {k: x.detach().to(device, dtype).requires_grad_() for k, x in inputs.items()}
         *_, meta = rasterization(**leaves, width=WIDTH, height=HEIGHT, packed=packed, rasterize_mode="antialiased")
         entries = [meta[key] for key in ("means2d", "conics", "opacities", "depths")]
         sum((x * w).sum() for x, w in zip(entries, random_like(*entries), strict=True)).backward()
@@ -286,7 +286,7 @@ def test_meta_and_images_together() -> None:
     inputs = crowd(400, 2, sh_degree=1)
     grads = []
     for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
-        leaves = {k: x.to(device, dtype).requires_grad_() for k, x in inputs.items()}
+        leaves = {k: x.detach().to(device, dtype).requires_grad_() for k, x in inputs.items()}
         images, _, meta = rasterization(**leaves, width=WIDTH, height=HEIGHT, sh_degree=1, render_mode="RGB+D")
         ((images * random_like(images)[0]).sum() + 10 * meta["depths"].square().sum()).backward()
         grads.append({k: x.grad.double().cpu() for k, x in leaves.items()})

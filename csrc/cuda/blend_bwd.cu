@@ -278,6 +278,7 @@ struct Quarter {
 
   // More channels: the cell's sums go to the row at once, a lane each of eight numbers.
   __device__ __forceinline__ void step_into_row(int at, int place) {
+    if (at == kWindow) place = INT32_MAX;  // no record: the colours where it points need not have been written
     const auto& r = s.records[at];
     const int32_t id = __float_as_int(r.color[1]);
     const float* given = p.record_colors + (first_record + id) * p.color_stride;
