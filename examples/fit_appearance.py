@@ -6,8 +6,8 @@ The Gaussians of the procedural room are given, their colours are not: intrinsic
 feature-map network and the colour network are trained from scratch on pictures of the room by day and at night.
 Every view of a batch has one of the lights, by a reference image taken from elsewhere in it, and a weight of its own
 between 0 and 1.5: weight 0 shows the room in grey light, 1 in the reference image's, and what is between and beyond
-lies on that line. All views of a batch are one call. What is printed: PSNR on views, reference images and weights never seen,
-and for comparison with the other light's reference image. (`fit_appearance_room.py` makes the room that comes with
+lies on that line. All views of a batch are one call. What is printed: PSNR on views and reference images never seen,
+and for comparison with the other light's reference images. (`fit_appearance_room.py` makes the room that comes with
 rapfast, of four lightings, by regressing colours without a renderer.)
 """
 
@@ -81,13 +81,11 @@ def untrained(room: Scene, device: torch.device) -> RapScene:
     return scene
 
 
-def drawn(
-    scene: RapScene, cameras: Cameras, views: Tensor, references: Tensor, chosen: Tensor, weights: Tensor
-) -> Tensor:
-    """[B, H, W, 3] of views [B], each under a weight [B] and by one, chosen [B], of reference images [R, 3, h, w]."""
+def drawn(scene: RapScene, cameras: Cameras, views: Tensor, maps: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """[B, H, W, 3] of views [B], each under a weight [B] and by one, chosen [B], of the maps of R reference images."""
     images, _, _ = scene.render(
         cameras.viewmats[views], cameras.Ks[views], cameras.width, cameras.height,
-        feature_maps=scene.feature_maps(references), map_ids=chosen, view_weights=weights,
+        feature_maps=maps, map_ids=chosen, view_weights=weights,
     )  # fmt: skip
     return images
 
@@ -108,7 +106,7 @@ def train(scene: RapScene, views: Views, options: argparse.Namespace) -> list[fl
         places = torch.randint(len(views.cameras), (options.batch,))
         weights = HIGHEST * torch.rand(options.batch)
         taken = references[torch.arange(len(HOURS)), torch.randint(len(views.cameras), (len(HOURS),))]
-        images = drawn(scene, views.cameras, places, taken, hours, weights)
+        images = drawn(scene, views.cameras, places, scene.feature_maps(taken), hours, weights)
         loss = (images - views.under(hours, places, weights)).abs().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -125,12 +123,11 @@ def test(scene: RapScene, views: Views, references: Tensor, swapped: bool = Fals
     """PSNR over all views, hours and shown weights; `swapped`: with the other hour's reference images."""
     errors = []
     for k in range(len(HOURS)):
+        places = torch.arange(len(views.cameras))
+        maps, hours = scene.feature_maps(references[(k + swapped) % len(HOURS)]), torch.full_like(places, k)
         for weight in SHOWN:
-            n = len(views.cameras)
-            places, hours = torch.arange(n), torch.full((n,), k)
-            weights = torch.full((n,), weight)
-            own = references[(k + swapped) % len(HOURS)]
-            images = drawn(scene, views.cameras, places, own, places, weights)
+            weights = torch.full((len(places),), weight)
+            images = drawn(scene, views.cameras, places, maps, places, weights)
             errors.append((images - views.under(hours, places, weights)).square().mean((1, 2, 3)))
     return float((-10 * torch.cat(errors).log10()).mean())
 
@@ -142,7 +139,7 @@ def picture(path: Path, scene: RapScene, views: Views, references: Tensor) -> No
     for k in range(len(HOURS)):
         n = len(SHOWN)
         places, hours, weights = torch.zeros(n, dtype=torch.long), torch.full((n,), k), torch.tensor(SHOWN)
-        got = drawn(scene, views.cameras, places, references[k, -1:], places, weights)
+        got = drawn(scene, views.cameras, places, scene.feature_maps(references[k, -1:]), places, weights)
         size = views.cameras.height, views.cameras.width
         reference = F.interpolate(references[k, -1:], size)[0].permute(1, 2, 0)
         tiles += [reference, *got, torch.ones_like(reference), *views.under(hours, places, weights)]

@@ -219,7 +219,7 @@ def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Linked(Function):
-    """Ties what a network gives records [M, D] to the link of a whole call: neither has values, gradients go to both."""
+    """Ties what a network gives records [M, D] to a whole call's link: neither has values, gradients go to both."""
 
     @staticmethod
     def forward(ctx: Any, link: Tensor, colors: Tensor) -> Tensor:
