@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Callable
@@ -144,7 +145,7 @@ def rasterization(
         alpha_cap,
     )  # fmt: skip
     # A loop's calls have the same options, whose checks take longer than all launches.
-    plain = _PLAIN_TYPES.issuperset(map(type, options))
+    plain = _PLAIN_TYPES.issuperset(map(type, options)) and not torch.compiler.is_compiling()
     settings = _check_options_once(*options) if plain else _check_options(*options)
     inputs = _check_inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, settings)
     if sparse_grad:
@@ -495,20 +496,24 @@ def _rapfast(
     device = inputs.means.device
     if forward_ad._current_level >= 0:
         _refuse_tangents(inputs)
-    if torch.is_grad_enabled():
+    # A compiler takes this way without gradients too: no size is read on it.
+    is_traced = torch.compiler.is_compiling() and network is None
+    if torch.is_grad_enabled() or is_traced:
         if device.type not in ("cpu", "cuda") or network is not None:
             refuse_gradients(inputs)
-        elif wanted := [name for name, x in inputs._asdict().items() if x is not None and x.requires_grad]:
+        elif is_traced or any(x is not None and x.requires_grad for x in inputs):
             if max_memory is not None:
                 raise NotImplementedError(
-                    f"max_memory={max_memory} is not supported where a gradient is wanted: {wanted[0]} requires one"
+                    f"max_memory={max_memory} is not supported where a gradient is wanted"
+                    + (", nor inside torch.compile" if is_traced else f": {_first_wanted(inputs)} requires one")
                 )
             if device.type == "cuda":
                 require_cuda(inputs.means)
-                if torch.cuda.is_current_stream_capturing():
+                if not is_traced and torch.cuda.is_current_stream_capturing():
                     raise RuntimeError(
-                        f"{wanted[0]} requires a gradient, for which a count is read back, and nothing can be while a "
-                        "CUDA graph is captured: capture under torch.no_grad(), or call outside of the capture"
+                        f"{_first_wanted(inputs)} requires a gradient, for which a count is read back, and nothing can "
+                        "be while a CUDA graph is captured: capture under torch.no_grad(), or call outside of the "
+                        "capture"
                     )
             if absgrad and torch.compiler.is_compiling():
                 raise NotImplementedError("absgrad must be False inside torch.compile, which cannot trace it, got True")
@@ -607,6 +612,10 @@ def _rapfast(
     return images.reshape(*batch_dims, c, *images.shape[1:]), alphas.reshape(*batch_dims, c, *alphas.shape[1:]), meta
 
 
+def _first_wanted(inputs: _Inputs) -> str:
+    return next(name for name, x in inputs._asdict().items() if x is not None and x.requires_grad)
+
+
 _BUILT_WITH_CUDA = native.build_info()["cuda"] is not None
 
 
@@ -615,7 +624,10 @@ def _with_grad(
     color_stage: ColorStage | None = None, by_view: bool = False,
 ) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
     """The call where an input requires a gradient: the same pixels, with a graph behind them."""
-    with torch.autocast(inputs.means.device.type, enabled=False):
+    device = inputs.means.device.type
+    # To turn nothing off takes as long as a launch.
+    is_on = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if is_on else contextlib.nullcontext():
         drawn = ops.render_with_grad(
             **inputs._asdict(), width=s.width, height=s.height, camera_model=s.camera_model, antialiased=s.antialiased,
             eps2d=s.eps2d, near_plane=s.near_plane, far_plane=s.far_plane, radius_clip=s.radius_clip,
@@ -623,10 +635,14 @@ def _with_grad(
             packed=packed, absgrad=absgrad, sparse_grad=sparse_grad, color_stage=color_stage, by_view=by_view,
         )  # fmt: skip
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
-    meta = build_meta(drawn.make_records, drawn.make_n_invalid, batch_dims, c, n, s.width, s.height, packed)
-    meta["means2d"] = drawn.means2d
+    meta = build_meta(
+        drawn.make_records, drawn.make_n_invalid, batch_dims, c, n, s.width, s.height, packed,
+        make_means2d=drawn.make_means2d,
+    )  # fmt: skip
     meta.means2d_of_views = drawn.means2d_of_views
-    images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (drawn.images, drawn.alphas))
+    images, alphas = drawn.images, drawn.alphas
+    if batch_dims:
+        images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (images, alphas))
     return images, alphas, meta
 
 

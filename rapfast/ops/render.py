@@ -162,7 +162,7 @@ def _plan(
 
 
 @cache  # a few bytes each, and captured graphs read them where they lie
-def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers on the device. Copied there once: each copy from ordinary memory stops the stream."""
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -313,7 +313,7 @@ render_op = define(
 )
 
 
-def _is_watched(tensors: Iterable[Tensor | None]) -> bool:
+def is_watched(tensors: Iterable[Tensor | None]) -> bool:
     """Whether anything but plain execution wants to know of a call: a compiler, a tracer, a mode, a transform, a
     tensor subclass. Then it must be the registered operator; else its implementation is called, which saves the
     13 us that torch takes to pass forty arguments twice."""
@@ -493,7 +493,7 @@ def render(
     mean = std = None
     if postprocess is not None:
         # Under a tracing mode the tensor is the mode's, not to be kept.
-        made = _constants.__wrapped__ if torch._C._len_torch_dispatch_stack() else _constants
+        made = constants.__wrapped__ if torch._C._len_torch_dispatch_stack() else constants
         mean, std = (None if v is None else made(v, means.device) for v in (postprocess.mean, postprocess.std))
     inputs = means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std
     net = operator_arguments(network, network_input)
@@ -505,7 +505,7 @@ def render(
     if out is not None:
         extras["out"] = out
     # The operator has no place for extras: they belong to one process and take no part in tracing.
-    through_operator = not extras and _is_watched(inputs)
+    through_operator = not extras and is_watched(inputs)
     while True:
         room = _Room(record_capacity, capacity, keep_state, first_row, n_rows, fixed_room)
         if max_bytes is not None:
