@@ -99,8 +99,8 @@ def make_strategy(name: str, steps: int, n_most: int, grow: float) -> tuple[obje
     if name == "mcmc":
         strategy = MCMCStrategy(cap_max=n_most, **timing)
         return strategy, strategy.initialize_state()
-    strategy = DefaultStrategy(grow_grad2d=grow, reset_every=max(steps // 3, 100), **timing)
-    return strategy, strategy.initialize_state(scene_scale=1.0)
+    strategy = DefaultStrategy(grow_grad2d=grow, reset_every=max(steps // 3, 1000), **timing)
+    return strategy, strategy.initialize_state(scene_scale=RADIUS)
 
 
 def fit(
@@ -204,8 +204,8 @@ SIZES = (
     ("width", 854, 160, "pixels"),
     ("height", 480, 90, "pixels"),
     ("views", 96, 24, "on the path; half as many more about the room"),
-    ("steps", 7000, 200, "of the optimizers"),
-    ("grow", 4e-4, 3e-3, "gradient by image position above which DefaultStrategy grows a Gaussian"),
+    ("steps", 7000, 600, "of the optimizers"),
+    ("grow", 4e-4, 1e-3, "gradient by image position above which DefaultStrategy grows a Gaussian"),
 )
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ class Meta(dict):
         return ItemsView(self)
 
     def copy(self) -> Meta:
-        return Meta(dict(super().items()), self._maker, self.is_live)
+        copied = Meta(dict(super().items()), self._maker, self.is_live)
+        copied.means2d_of_views = self.means2d_of_views
+        return copied
 
     def __repr__(self) -> str:
         return f"Meta({', '.join(self)})"

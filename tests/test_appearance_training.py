@@ -32,6 +32,7 @@ from rapfast.appearance.color_records import NetColors
 from rapfast.appearance.features import view_directions
 from rapfast.appearance.net_outputs import NetInputs, net_outputs
 from rapfast.ops.autograd import _Linked
+from rapfast.ops.bin import tile_grid
 from rapfast.ops.project import image_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,15 +88,20 @@ def gradients(leaves: dict[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
     return {name: x for name, x in zip(leaves, found, strict=True) if x is not None}
 
 
-def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
-    """Of each gradient, relative to its largest entry, which is none of zero's."""
+def error_of(got: Tensor, want: Tensor, half: bool) -> float:
+    """Of a gradient, relative: its largest error to its largest entry; with half precision, where some ReLUs open and
+    close differently, by norms."""
+    got, want = (x.detach().cpu().double() for x in (got, want))
+    assert got.isfinite().all()
+    assert want.any(), "there is nothing to compare"
+    return float((got - want).norm() / want.norm() if half else (got - want).abs().max() / want.abs().max())
+
+
+def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float, half: bool = False) -> None:
     assert got.keys() == want.keys()
-    for name, expected in want.items():
-        size = float(expected.abs().max())
-        assert size > 0, f"{name}: there is nothing to compare"
-        assert bool(got[name].isfinite().all()), name
-        worst = float((got[name].cpu().double() - expected.cpu().double()).abs().max())
-        assert worst <= tolerance * size, f"{name} errs by {worst / size:.1e} of its largest entry"
+    errors = {name: error_of(got[name], expected, half) for name, expected in want.items()}
+    wrong = {name: f"{error:.1e}" for name, error in errors.items() if not error <= tolerance}
+    assert not wrong, f"{wrong}, allowed {tolerance}"
 
 
 # ------------------------------------------------------------------------------------------------- the network alone
@@ -222,7 +228,7 @@ def test_every_gradient_is_that_of_plain_torch(form: Form, feed: str) -> None:
         results.append({name: x for name, x in gradients(leaves, (got * v).sum()).items() if x.any()})
     tolerance = 1e-11 if form.dtype == torch.float64 else 3e-2 if form.half else 1e-4
     assert float((got.cpu().double() - want).detach().abs().max()) < 5 * tolerance
-    assert_close(results[1], results[0], tolerance)
+    assert_close(results[1], results[0], tolerance, form.half)
 
 
 def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,14 +299,21 @@ def test_a_batchs_gradient_is_the_sum_of_its_views(form: Form) -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("form", [pytest.param(CUDA32, id="fp32"), pytest.param(CUDA16, id="fp16")])
 @pytest.mark.parametrize("harmonics", [False, True])
-def test_gradients_on_the_gpu_are_the_cpus(form: Form, harmonics: bool) -> None:
+def test_gradients_on_the_gpu_err_no_more_than_the_cpus_in_float32(form: Form, harmonics: bool) -> None:
+    """Against float64, which decides differently here and there what a pixel draws."""
     widths, config = (SH, {"use_colors_precomp": False}) if harmonics else (WIDTHS["RAP"], {})
     results = []
-    for f in (CPU32, form):
+    for f in (CPU64, CPU32, form):
         scene, leaves = trained(f, widths, config)
         images, alphas, meta = draw(scene, leaves, f, packed=False)
         results.append(gradients(leaves | {"means2d": meta["means2d"]}, loss_of(images, alphas)))
-    assert_close(results[1], results[0], 5e-2 if form.half else 1e-3)
+    truth, cpu, gpu = results
+    assert gpu.keys() == truth.keys()
+    for name, want in truth.items():
+        allowed = 3 * error_of(cpu[name], want, form.half) + (5e-2 if form.half else 1e-4)
+        error = error_of(gpu[name], want, form.half)
+        print(f"{name}: {error:.1e}, on the CPU {error_of(cpu[name], want, form.half):.1e}")
+        assert error <= allowed, f"{name} errs by {error:.1e}, allowed {allowed:.1e}"
 
 
 @pytest.mark.cuda
@@ -457,7 +470,7 @@ def samples(name: str, form: Form) -> list[tuple[Any, ...]]:
         return [(*geometry, WIDTH, HEIGHT, 0, True, 0.3, 0.01, 1e10, 0.0)]
     found = ops.project(*geometry, WIDTH, HEIGHT)
     if name == "bin_all":
-        return [(found.records, found.radii, found.image_offsets, 4, 3, 0)]
+        return [(found.records, found.radii, found.image_offsets, *tile_grid(WIDTH, HEIGHT), 0)]
     out = []
     for feed in FEEDS:
         inputs = fed(form, feed, WIDTHS["RAP"])

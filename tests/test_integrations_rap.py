@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -158,7 +159,7 @@ def trained(model, result: dict[str, Any]) -> dict[str, Tensor]:
         leaf.grad = None
     g = torch.Generator().manual_seed(5)
     picture = result["render"]
-    (picture * torch.randn(picture.shape, generator=g)).sum().backward()
+    (picture * torch.randn(picture.shape, generator=g).to(picture)).sum().backward()
     found = {name: leaf.grad for name, leaf in leaves_of(model).items()}
     return found | {"viewspace_points": result["viewspace_points"].grad}
 
@@ -171,7 +172,7 @@ def assert_trained_alike(got: dict[str, Tensor], want: dict[str, Tensor], tolera
             continue  # biases in front of a norm change nothing
         n_met += 1
         assert got[name].isfinite().all(), name
-        error = (got[name] - expected.reshape(got[name].shape)).norm() / expected.norm()
+        error = (got[name].cpu() - expected.reshape(got[name].shape)).norm() / expected.norm()
         assert float(error) < tolerance, f"{name} differs by {float(error):.1e}"
     assert n_met > 70
 
@@ -241,6 +242,24 @@ def test_batches_are_trained(model):
         assert furthest(x["render"].detach(), y["render"].detach()) < 1e-5
     with pytest.raises(ValueError, match="view_weights must hold one number for each of 3 views, got 2"):
         model.render_batch(CAMERAS, PIPE, BLACK, view_weights=[1.0, 2.0])
+
+
+@pytest.mark.cuda
+def test_training_on_the_gpu_is_the_cpus(model_class, map_net):
+    """In full precision; in half precision nearly so."""
+    cpu = install(model_class)(map_net)
+    want = trained(cpu, cpu.render(CAMERAS[1], PIPE, BLACK))
+    for precision, tolerance in (("fp32", 1e-2), ("fp16", 1e-1)):
+        install(model_class, precision=precision)
+        gpu = model_class(copy.deepcopy(map_net).cuda())
+        for name, value in vars(gpu).items():
+            if isinstance(value, nn.Parameter):
+                setattr(gpu, name, nn.Parameter(value.detach().cuda()))
+        gpu.color_net.cuda()
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            got = trained(gpu, gpu.render(CAMERAS[1], PIPE, BLACK))
+        assert got["viewspace_points"].is_cuda
+        assert_trained_alike(got, want, tolerance)
 
 
 def test_deblurring(model):

@@ -44,6 +44,7 @@ from rapfast import _check as check
 from rapfast.appearance import rap_calls
 from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.feature_map_net import FeatureMapNet
+from rapfast.appearance.fused import PreparedNetworks
 from rapfast.appearance.rap_files import box_coordinates
 from rapfast.appearance.rap_scene import RapScene
 from rapfast.appearance.state_dict import without_compile_prefix
@@ -326,32 +327,42 @@ class _Adapted:
         return mine.keys() == sources.keys() and all(mine[name].is_still(sources[name]) for name in mine)
 
 
+@dataclass
+class _Trained:
+    """What outlives a call that needs gradients: by part, a network's own tensors and rapfast's network that holds
+    them; and what does not depend on the view, while nothing of that is trained."""
+
+    networks: dict[str, tuple[dict[str, Tensor], nn.Module]] = field(default_factory=dict)
+    prepared: PreparedNetworks = field(default_factory=PreparedNetworks)
+
+
 _ADAPTED: weakref.WeakKeyDictionary[Any, _Adapted] = weakref.WeakKeyDictionary()
-_TRAINED: weakref.WeakKeyDictionary[Any, dict[str, tuple[dict[str, Tensor], nn.Module]]] = weakref.WeakKeyDictionary()
-"""Of each model's networks, by part: its own tensors and rapfast's network that holds them."""
+_TRAINED: weakref.WeakKeyDictionary[Any, _Trained] = weakref.WeakKeyDictionary()
 _CACHES: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
 """A model's decoded features, as `store_cache` left them."""
 
 
 def _trained(model: Any, names: Mapping[str, str | tuple[str, ...]], config: Mapping[str, Any]) -> RapScene:
     """A scene of the model's own tensors, for one call: gradients reach the model's parameters."""
-    parts = _read_parts(model, names)
+    parts, kept = _read_parts(model, names), _TRAINED.setdefault(model, _Trained())
     networks = {}
     for part, make in (("map_generator", FeatureMapNet), ("color_net", ColorNet)):
         label, state = _state(model, names, part)
         state = {name: value for name, value in state.items() if not any(word in name for word in _UNUSED)}
-        held, network = _TRAINED.get(model, {}).get(part, ({}, None))
+        held, network = kept.networks.get(part, ({}, None))
         # The same tensors, whatever their values: an optimizer changes those in place.
         if held.keys() != state.keys() or any(held[name] is not state[name] for name in state):
             network = _sharing(make, state, label, parts["means"])
-            _TRAINED.setdefault(model, {})[part] = state, network
+            kept.networks[part] = state, network
         networks[part] = network
     geometry = Scene(
         parts["means"], parts["quats"], parts["scales"], parts["opacities"].reshape(len(parts["means"])),
         intrinsic=parts["intrinsic"],
     )  # fmt: skip
     settings = _config(model, config)
-    return RapScene(geometry, parts["box_coord"], networks["map_generator"], networks["color_net"], settings)
+    scene = RapScene(geometry, parts["box_coord"], networks["map_generator"], networks["color_net"], settings)
+    scene._networks = kept.prepared
+    return scene
 
 
 def _sharing(make: Any, state: dict[str, Tensor], label: str, means: Tensor) -> nn.Module:
