@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from importlib import metadata
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 from bench import appearance
 from bench.cases import BACKWARD, BACKWARD_BATCH, CASES, GARDEN_VARIABLE, Case, garden_path
 from bench.measure import cuda_clock, why_not
-from rapfast import info
+from rapfast.profiling import machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ratios: the README's ratios less a tenth; runs with -m ratios alone, on a GPU")
     if config.getoption("--rounds") < 1:
         raise pytest.UsageError(f"--rounds must be at least 1, got {config.getoption('--rounds')}")
-    if _device(config) == "cuda" and not torch.cuda.is_available():
+    if device_of(config) == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device cuda: torch {torch.__version__} sees no CUDA device")
     try:
         garden_path()
@@ -45,20 +43,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("ratios")]
 
 
-def _device(config: pytest.Config) -> str:
+def device_of(config: pytest.Config) -> str:
     chosen = config.getoption("--device")
     if chosen != "auto":
         return chosen
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _scale(config: pytest.Config) -> str:
-    return config.getoption("--scale") or ("full" if _device(config) == "cuda" else "reduced")
+def scale_of(config: pytest.Config) -> str:
+    return config.getoption("--scale") or ("full" if device_of(config) == "cuda" else "reduced")
 
 
 @pytest.fixture(scope="session")
 def scale(pytestconfig: pytest.Config) -> str:
-    return _scale(pytestconfig)
+    return scale_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
@@ -89,8 +87,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _forward(config: pytest.Config) -> list[Any]:
     parameters = []
-    for case in CASES[_scale(config)]:
-        device = "cpu" if case.cpu_only else _device(config)
+    for case in CASES[scale_of(config)]:
+        device = "cpu" if case.cpu_only else device_of(config)
         for batch in case.batches:
             for backend in _backends(case, batch, device):
                 reason = why_not(backend, device)
@@ -101,7 +99,7 @@ def _forward(config: pytest.Config) -> list[Any]:
 
 
 def _backward(config: pytest.Config) -> list[Any]:
-    parameters, device, scale = [], _device(config), _scale(config)
+    parameters, device, scale = [], device_of(config), scale_of(config)
     for case in CASES[scale]:
         if case.name not in BACKWARD[scale]:
             continue
@@ -115,8 +113,8 @@ def _backward(config: pytest.Config) -> list[Any]:
 
 
 def _appearance(config: pytest.Config) -> list[Any]:
-    parameters, device = [], _device(config)
-    for case in appearance.CASES[_scale(config)]:
+    parameters, device = [], device_of(config)
+    for case in appearance.CASES[scale_of(config)]:
         for path, batches in case.batches:
             for batch in batches:
                 for backend in appearance.backends(batch, device):
@@ -138,41 +136,11 @@ def _parameter(what: tuple[str, ...], device: str, batch: int, backend: str, rea
 # --- the JSON's machine_info and commit_info -------------------------------------------------------------------------
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _driver_version() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.split("\n")[0].strip() or None
-
-
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Names GPU and software, and leaves out what tells the host rather than the machine."""
-    known = info.collect()
     for key in ("node", "release", "processor", "python_build", "python_compiler"):
         machine_info.pop(key, None)
-    machine_info["cpu"] = {key: known["cpu"][key] for key in ("name", "cores", "arch")}
-    machine_info["versions"] = {"rapfast": known["rapfast"], **{n: _version(n) for n in ("torch", "numpy", "gsplat")}}
-    machine_info["versions"]["cuda"] = torch.version.cuda
-    machine_info["scale"] = _scale(config)
-    machine_info["gpu"] = None
-    if _device(config) == "cuda":
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        machine_info["gpu"] = {
-            "name": properties.name,
-            "compute_capability": [properties.major, properties.minor],
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "multiprocessors": properties.multi_processor_count,
-            "driver": _driver_version(),
-        }
+    machine_info.update(machine.describe(torch.device(device_of(config))), scale=scale_of(config))
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib.util
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -16,8 +14,8 @@ import torch
 
 import rapfast
 from bench import floors
-from rapfast import ops
 from rapfast._native import _C
+from rapfast.profiling import Profiler, memory
 
 Arguments = dict[str, Any]
 
@@ -152,15 +150,12 @@ def peak_mib(call: Callable[[], Any], device: str) -> float | None:
         call()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # pages that the allocator kept for reuse would not be seen again
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the high-water mark falls to the present size
-        before = _resident("VmRSS")
-        call()
-        return max(0.0, _resident("VmHWM") - before)
-    except (OSError, AttributeError):
+    # pages that the allocator kept for reuse would not be seen again
+    if not (memory.release_free_pages() and memory.reset_host_peak()):
         return None
+    before = memory.host_bytes()
+    call()
+    return max(0, memory.host_bytes("VmHWM") - before) / 2**20
 
 
 def graph_mib(device: str) -> float:
@@ -171,69 +166,29 @@ def graph_mib(device: str) -> float:
     return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0)) / 2**20
 
 
-def _resident(field: str) -> float:
-    with open("/proc/self/status") as file:
-        kib = re.search(rf"^{field}:\s+(\d+) kB", file.read(), re.MULTILINE)
-    if kib is None:
-        raise OSError(f"/proc/self/status has no {field}")
-    return int(kib[1]) / 1024
-
-
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
-def stage_ms(arguments: Arguments, device: str, repeats: int = 5) -> dict[str, float] | None:
-    """rapfast's milliseconds per view in each stage.
-
-    On CUDA ``rapfast.ops.stage_times`` knows the milliseconds of one call by stage. None where this version of rapfast
-    has no such function, and for what it cannot render, which is depth. On the CPU the stages are called one by one.
-    """
-    batch = len(arguments["viewmats"])
-    if device == "cuda":
-        stage_times = getattr(ops, "stage_times", None)
-        if stage_times is None:
-            return None
-        if arguments["render_mode"] != "RGB":
-            return None
-        rendering = {n: v for n, v in arguments.items() if n not in ("packed", "render_mode", "rasterize_mode")}
-        rendering["antialiased"] = _antialiased(arguments)
-        return {name: ms / batch for name, ms in stage_times(**rendering).items()}
-    runs = [_cpu_stages(arguments) for _ in range(repeats)]
-    return {name: 1e3 * statistics.median(run[name] for run in runs) / batch for name in runs[0]}
+def stage_ms(call: Callable[[], Any], batch: int, device: str, repeats: int = 5) -> dict[str, float]:
+    """rapfast's milliseconds per view in each stage of a call, and in the feature maps before it ("maps") where it
+    makes them: medians of ``repeats`` calls, as rapfast's profiler has them. A GPU's stages lie between CUDA events, so
+    time in which it waits for the host counts to the stage that waits."""
+    for _ in range(3 if device == "cuda" else 0):
+        call()
+    with Profiler(device, nvtx=False) as profiler:
+        for _ in range(repeats):
+            with profiler.run():
+                call()
+    found = {name: profiler.run_ms(section) for name, section in STAGE_SECTIONS.items()}
+    return {name: statistics.median(runs) / batch for name, runs in found.items() if any(runs)}
 
 
-def _cpu_stages(arguments: Arguments) -> dict[str, float]:
-    scene = [arguments[name][None] for name in ("means", "quats", "scales")]
-    opacities, colors = arguments["opacities"][None], arguments["colors"][None]
-    viewmats, Ks = arguments["viewmats"][None].contiguous(), arguments["Ks"][None].contiguous()
-    size = arguments["width"], arguments["height"]
-    sh_degree, mode, took, made = arguments["sh_degree"], arguments["render_mode"], {}, {}
-    antialiased = _antialiased(arguments)
-
-    def stage(name: str, call: Callable[[], Any]) -> None:
-        start = time.perf_counter()
-        made[name] = call()
-        took[name] = time.perf_counter() - start
-
-    stage("project", lambda: ops.project(*scene, None, opacities, viewmats, Ks, *size, antialiased=antialiased))
-    given = {"sh_degree": sh_degree, "render_mode": mode}
-    stage("color", lambda: ops.color(scene[0], viewmats, Ks, colors, made["project"], *size, **given))
-    stage("bin", lambda: ops.bin(made["project"], *size))
-    stage("blend", lambda: ops.blend(made["project"], made["color"], made["bin"], *size))
-    n_channels = 3 if sh_degree is not None else colors.shape[-1]
-    finish = {"n_color_channels": n_channels, "expected_depth": mode.endswith("ED")}
-    stage("composite", lambda: ops.composite(*made["blend"], **finish))
-    return took
+STAGE_SECTIONS = {"maps": "feature maps"} | {n: n for n in ("project", "color", "bin", "blend", "composite")}
+"""rapfast's sections by the names that records have."""
 
 
-def _antialiased(arguments: Arguments) -> bool:
-    return arguments["rasterize_mode"] == "antialiased"
-
-
-def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> tuple[dict[str, float], float]:
-    """Milliseconds per view of each kernel of a call on the GPU, in their order, as torch's profiler sees them and
-    `floors.steps` names them; kernels of one name are added up. Then how many launches a call has, copies and clears
-    included. Means of ``repeats`` calls."""
+def _profiled(call: Callable[[], Any], repeats: int) -> list[Any]:
+    """What ``repeats`` calls, one behind the other, did on the GPU by torch's profiler, by their begin."""
     for _ in range(3):
         call()
     torch.cuda.synchronize()
@@ -242,7 +197,24 @@ def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> tuple[dic
             call()
         torch.cuda.synchronize()
     kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    kernels.sort(key=lambda event: event.time_range.start)
+    return sorted(kernels, key=lambda event: event.time_range.start)
+
+
+def idle_share(call: Callable[[], Any], repeats: int = 20) -> float:
+    """Share of the time in which the GPU does nothing while call follows call."""
+    spans = [kernel.time_range for kernel in _profiled(call, repeats)]
+    idle, end = 0.0, spans[0].start
+    for span in spans:
+        idle += max(0.0, span.start - end)
+        end = max(end, span.end)
+    return idle / (end - spans[0].start)
+
+
+def step_ms(call: Callable[[], Any], batch: int, repeats: int = 10) -> tuple[dict[str, float], float]:
+    """Milliseconds per view of each kernel of a call on the GPU, in their order, as torch's profiler sees them and
+    `floors.steps` names them; kernels of one name are added up. Then how many launches a call has, copies and clears
+    included. Means of ``repeats`` calls."""
+    kernels = _profiled(call, repeats)
     found: dict[str, float] = {}
     for name, kernel in zip(floors.steps([kernel.name for kernel in kernels]), kernels, strict=True):
         found[name] = found.get(name, 0.0) + kernel.time_range.elapsed_us() / (1e3 * repeats * batch)

@@ -45,8 +45,9 @@ def _draw(panels: list[tuple[str, str, Points]], colors: dict[str, str], path: P
     if not panels:
         return False
     from rapfast.io.atomic import atomic_path
+    from rapfast.profiling.plotting import pyplot
 
-    plt = _pyplot()
+    plt = pyplot()
     # the salt: the same run gives the same file
     style = {"svg.hashsalt": "rapfast", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style):
@@ -128,14 +129,3 @@ def _panels(run: Run) -> list[tuple[str, str, Points]]:
             ),
         ),
     ]
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(f"plots need matplotlib ({error}): pip install 'rapfast[bench]', or --no-plots") from error
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    return plt

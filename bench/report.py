@@ -121,7 +121,7 @@ def floors_summary(run: Run) -> str | None:
     from bench.floors import Work, cub_sorts_us, launch_us, total_us
 
     head = ["case", "batch", "records", "visible", "intersections", "walked", "cells / 16", "drawn / 256", "floor, us"]
-    head += ["CUB's sorts, us", "launches, us", "kernels, us", "call, us", "call / floor"]
+    head += ["CUB's sorts, us", "launches, us", "GPU idle", "kernels, us", "call, us", "call / floor"]
     rows = []
     for case, info in _counted(run).items():
         w = Work(**info["work"])
@@ -129,6 +129,8 @@ def floors_summary(run: Run) -> str | None:
         counts = (w.records, w.visible, w.intersections, w.walked, w.cells / 16, w.drawn / 256)
         row = [case, str(w.views), *(number(n) for n in counts), number(floor), number(cub_sorts_us(w))]
         row.append(number(launch_us(w, info["launches"]) if info.get("launches") else None))
+        idle = info.get("gpu_idle")
+        row.append("–" if idle is None else f"{100 * idle:.1f} %")
         row.append(number(1e3 * sum(steps.values()) if steps else None))
         rows.append([*row, number(us), number(us / floor)])
     return table(head, rows) if rows else None
@@ -381,6 +383,8 @@ def _times(slow: float | None, fast: float | None) -> str:
 
 def docs_section(runs: list[Run], plots: dict[str, str], appearance_plots: dict[str, str]) -> str:
     """What stands between the markers of docs/benchmarks.md; both ``plots`` are image names by machine."""
+    from bench.report_augment import augment_section
+
     parts = []
     for run in runs:
         if run.records:
@@ -388,6 +392,7 @@ def docs_section(runs: list[Run], plots: dict[str, str], appearance_plots: dict[
         parts += backward_section(run)
         parts += appearance_section(run, appearance_plots)
         parts += transfer_section(run)
+        parts += augment_section(run)
     return "\n\n".join(parts)
 
 
@@ -517,7 +522,22 @@ def write(root: Path, with_plots: bool) -> list[str]:
                 replace_between(path, markers, content)
         except ReportError as error:
             problems.append(str(error))
-    return problems
+    return problems + _write_claims(root)
+
+
+def _write_claims(root: Path) -> list[str]:
+    """docs/claims.md, where there is one."""
+    from bench import claims
+
+    path = root / "docs" / "claims.md"
+    if not path.is_file():
+        return []
+    try:
+        for name, content in claims.blocks(root / "bench" / "results").items():
+            replace_between(path, claims.markers(name), content)
+    except ReportError as error:
+        return [str(error)]
+    return []
 
 
 def _plots(runs: list[Run], folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -27,6 +27,7 @@ class Run(NamedTuple):
     transfers: dict[tuple[str, str, int], dict[str, Any]] = {}  # by (case, way, views), direction "transfer"
     # by direction, "bwd" and "bwd-scene", then as `records`
     backward: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
+    augment: dict[tuple[str, str, int], dict[str, Any]] = {}  # by (case, mode, sets), direction "augment"
 
     @property
     def device_name(self) -> str:
@@ -67,17 +68,23 @@ def read_run(path: Path) -> Run:
             info = benchmark["extra_info"]
             directions.setdefault(info["direction"], {})[info["case"], info["backend"], info["batch"]] = info
         records, transfers = directions.pop("fwd"), directions.pop("transfer", {})
+        augment = directions.pop("augment", {})
+        others = [directions.pop(name, None) for name in OTHERS]
         backward = {name: directions.pop(name) for name in BACKWARD_DIRECTIONS if name in directions}
-        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions, transfers, backward)
+        parts = records, directions, transfers, backward, augment
+        run = Run(data["machine_info"], data["commit_info"], data["datetime"], *parts)
         _ = run.slug
     except (KeyError, TypeError) as error:
         raise ReportError(f"{path}: not a run of this suite: {error} is missing") from error
-    if not any(getattr(run, part) for part in PARTS):
+    if not (any(others) or any(getattr(run, part) for part in PARTS)):
         raise ReportError(f"{path}: holds no benchmark")
     return run
 
 
-PARTS = ("records", "backward", "appearance", "transfers")
+OTHERS = ("claim",)
+"""Directions that other documents are made of: see claims.py."""
+
+PARTS = ("records", "backward", "appearance", "transfers", "augment")
 """Fields of a `Run`: what a run may be of alone."""
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import rapfast
 from bench.appearance import CASES, Workload, color_work, exact, n_views, pictures, renderer, strict, workload
 from bench.baselines.rap_loop import tf32
-from bench.measure import cuda_clock, graph_mib, peak_mib, psnr, rounds_for, seconds
+from bench.measure import graph_mib, peak_mib, psnr, rounds_for, seconds, stage_ms
 
 _BY_NAME = {case.name: case for cases in CASES.values() for case in cases}
 
@@ -128,14 +127,11 @@ def _stages(work: Workload, batch: int, device: str) -> dict[str, float] | None:
     if device != "cuda":
         return None
     images = work.images[:batch]
-    maps = work.rap.feature_maps(images)
-    times = rapfast.appearance.stage_times(work.rap, **work.views(batch), feature_maps=maps)
-    took = []
-    for _ in range(9):
-        start = cuda_clock()
-        work.rap.feature_maps(images)
-        took.append(1e3 * (cuda_clock() - start))
-    return {name: ms / batch for name, ms in {"maps": sorted(took)[4], **times}.items()}
+
+    def call() -> None:
+        work.rap.render(**work.views(batch), feature_maps=work.rap.feature_maps(images))
+
+    return stage_ms(call, batch, device, repeats=9)
 
 
 def _prepared(work: Workload) -> dict[str, float]:

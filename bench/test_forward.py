@@ -14,6 +14,7 @@ from bench.measure import (
     BACKENDS,
     MIN_PSNR,
     Arguments,
+    idle_share,
     peak_mib,
     psnr,
     rounds_for,
@@ -115,10 +116,12 @@ def _measure(
         first = seconds(call, device)
     warmups, rounds = rounds_for(first, device, max_rounds)
     peak = peak_mib(call, device) if first < 3.0 else None
-    stages = stage_ms(arguments, device, repeats=min(5, rounds)) if backend == "rapfast" else None
+    stages = stage_ms(call, batch, device, repeats=min(5, rounds)) if backend == "rapfast" else None
     counted = backend == "rapfast" and batch == case.counted_batch and not case.cpu_only
     counts = floors.count(arguments) if counted else None
-    steps, launches = step_ms(call, batch) if counted and device == "cuda" else (None, None)
+    profiled = counted and device == "cuda"
+    steps, launches = step_ms(call, batch) if profiled else (None, None)
+    idle = idle_share(call) if profiled else None
     benchmark.pedantic(call, warmup_rounds=warmups, rounds=rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
@@ -140,6 +143,7 @@ def _measure(
         work=None if counts is None else counts._asdict(),
         steps=steps,
         launches=launches,
+        gpu_idle=idle,
         psnr_db=agreement,
         psnr_against=None if agreement is None else against,
         device=device,

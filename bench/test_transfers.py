@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.measure import rounds_for, seconds
-from bench.transfers import CASES, STEPS, Case, milliseconds, prepare
+from rapfast.profiling.transfers import CASES, STEPS, Case, milliseconds, prepare
 
 
 def _id(case: Case) -> str:

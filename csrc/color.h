@@ -23,12 +23,13 @@ struct ColorParams {
   int64_t n_bases;       // K, stored SH bases per Gaussian (at least (sh_degree + 1)^2)
   int64_t n_channels;    // D, colour channels (3 with SH)
   bool per_camera;       // colours have a camera dimension
+  bool shared;           // without it: all scenes have the same colours
   DepthChannel depth_channel;
 
   const T* means;         // [B, N, 3]
   const T* viewmats;      // [B, C, 4, 4]
   const T* Ks;            // [B, C, 3, 3]
-  const T* colors;        // [B, (C,) N, D] or [B, (C,) N, K, 3]
+  const T* colors;        // [B, (C,) N, D] or [B, (C,) N, K, 3]; B is 1 where they are shared
   const int32_t* gaussian_ids;   // [M]
   const int64_t* image_offsets;  // [I + 1]
 
@@ -44,6 +45,13 @@ template <typename T>
 RAPFAST_HD int64_t output_channels(const ColorParams<T>& p) {
   if (p.depth_channel == DepthChannel::kOnly) return 1;
   return p.n_channels + (p.depth_channel == DepthChannel::kAppended ? 1 : 0);
+}
+
+// Which of the colours' sets of N an image takes.
+template <typename T>
+RAPFAST_HD int64_t color_set(const ColorParams<T>& p, int64_t image) {
+  if (p.per_camera) return image;
+  return p.shared ? 0 : image / p.n_cameras;
 }
 
 template <typename T>

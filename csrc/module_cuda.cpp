@@ -55,6 +55,7 @@ struct RenderPlan {
     p = {};
     read_project_form(a, p.project);
     read_color_form(a, p.color);
+    p.color.shared = a.get<bool>("shared_colors");
     p.with_net = a.get<bool>("with_net");
     RenderSizes& sizes = p.sizes;
     sizes.n_channels = a.get<int64_t>("n_channels");

@@ -78,6 +78,7 @@ ColorParams<T> read_color(Arguments& a) {
   p.viewmats = a.pointer<const T>("viewmats");
   p.Ks = a.pointer<const T>("Ks");
   read_color_form(a, p);
+  p.shared = a.get<bool>("shared_colors");
   p.colors = a.pointer<const T>("colors");
   p.capacity = a.get<int64_t>("capacity");
   p.color_stride = a.get<int64_t>("color_stride");

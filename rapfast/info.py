@@ -21,6 +21,7 @@ PACKAGES: dict[str, str | None] = {
     "tyro": None,
     "rich": None,
     "av": "video",
+    "safetensors": "augment",
     "gsply": "formats",
     "gsplat": "bench",
     "pytest": "test",
@@ -30,6 +31,7 @@ PACKAGES: dict[str, str | None] = {
 # What an absent package means to a user.
 PURPOSE = {
     "av": "MP4 output",
+    "safetensors": "sequences on disk for `rapfast augment`",
     "gsply": "reading .spz, SOG and compressed PLY scenes",
     "gsplat": "backend='gsplat' and the comparison benchmarks",
 }
@@ -42,7 +44,7 @@ def _version_of(distribution: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's name as Linux tells it, else what Python knows."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -124,7 +126,7 @@ def collect() -> dict[str, Any]:
         "packages": packages,
         "build": build,
         "cpu": {
-            "name": _cpu_name(),
+            "name": cpu_name(),
             "cores": _usable_cores(),
             "threads": torch.get_num_threads(),
             "arch": build["cpu_arch"],

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -93,13 +94,26 @@ class VideoWriter:
     H.264 needs even sides: an odd one is padded by repeating its last pixel, and `padded` says so. The file appears
     under its name when the `with` block ends without an error; otherwise nothing is left.
 
+    Args:
+        quality: x264's constant rate factor; lower is better and larger.
+        preset: x264's, from "ultrafast" to "veryslow".
+        threads: of the encoder, which share the frames; None: as many as it likes.
+        reproducible: the same frames, options and `threads` give the same file, byte for byte, on one machine. x264's
+            macroblock tree is left out for it: under load, its results were seen to vary.
+        fragmented: write a second at a time, so that what a killed process leaves can be played up to its last whole
+            second (under its temporary name). A finished file is an ordinary MP4 where PyAV has FFmpeg 8 or newer, else
+            it stays in fragments.
+
     Raises:
         ImportError: PyAV is absent.
         ValueError: a size or frame rate that is not positive.
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: PathLike, width: int, height: int, fps: float = 30.0, quality: int = 20) -> None:
+    def __init__(
+        self, path: PathLike, width: int, height: int, fps: float = 30.0, quality: int = 20, *,
+        preset: str = "veryfast", threads: int | None = None, fragmented: bool = False, reproducible: bool = False,
+    ) -> None:  # fmt: skip
         if width < 1 or height < 1:
             raise ValueError(f"width and height must be at least 1, got {width}x{height}")
         if not 0 < fps <= 1000:
@@ -109,7 +123,8 @@ class VideoWriter:
         self.padded = bool(width % 2 or height % 2)
         self.frames = 0
         self._fps = Fraction(fps).limit_denominator(1001)
-        self._quality = quality
+        self._quality, self._preset, self._threads = quality, preset, threads
+        self._fragmented, self._reproducible = fragmented, reproducible
 
     def __enter__(self) -> VideoWriter:
         import av
@@ -117,10 +132,17 @@ class VideoWriter:
         self._place = atomic_path(self.path)
         self._temporary = self._place.__enter__()
         try:
-            self._container = av.open(str(self._temporary), "w", format="mp4", options={"movflags": "+faststart"})
-            self._stream = self._container.add_stream(
-                "libx264", rate=self._fps, options={"crf": str(self._quality), "preset": "veryfast"}
-            )
+            muxing, coding = {"movflags": "+faststart"}, {"crf": str(self._quality), "preset": self._preset}
+            if self._reproducible:
+                coding["x264-params"] = "mbtree=0"
+            if self._fragmented:
+                muxing = {"movflags": _fragments(av), "flush_packets": "1"}
+                coding["g"] = str(max(1, round(self._fps)))  # a fragment begins with a key frame
+            self._container = av.open(str(self._temporary), "w", format="mp4", options=muxing)
+            self._stream = self._container.add_stream("libx264", rate=self._fps, options=coding)
+            if self._threads is not None:
+                self._stream.codec_context.thread_count = self._threads
+                self._stream.codec_context.thread_type = "FRAME"  # slices would cost quality, and share less evenly
             self._stream.width, self._stream.height = self.width + self.width % 2, self.height + self.height % 2
             self._stream.pix_fmt = "yuv420p"
             # BT.709 with limited range, and said so in the file: players otherwise guess, and colours shift.
@@ -141,9 +163,25 @@ class VideoWriter:
         if self.padded:
             pixels = np.pad(pixels, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        picture = picture.reformat(
-            format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG"
+        self._encode(
+            picture.reformat(
+                format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
         )
+
+    def add_yuv(self, planes: np.ndarray) -> None:
+        """Append one frame given as yuv420p, uint8 [3/2 h, w] with the planes one after the other, of even sides h and
+        w: the film's, padded where they are odd. BT.709, limited range."""
+        import av
+
+        height, width = self.height + self.height % 2, self.width + self.width % 2
+        if planes.shape != (height * 3 // 2, width) or planes.dtype != np.uint8:
+            raise ValueError(
+                f"planes must be uint8 [{height * 3 // 2},{width}], got {planes.dtype} {list(planes.shape)}"
+            )
+        self._encode(av.VideoFrame.from_ndarray(planes, format="yuv420p"))
+
+    def _encode(self, picture: Any) -> None:
         picture.pts, picture.time_base = self.frames, 1 / self._fps
         for packet in self._stream.encode(picture):
             self._container.mux(packet)
@@ -164,6 +202,13 @@ class VideoWriter:
                 self._place.__exit__(type(late), late, late.__traceback__)
                 raise
         self._place.__exit__(kind, error, trace)
+
+
+def _fragments(av: Any) -> str:
+    """The muxer's flags for a file that can be played while it grows; the first of them is FFmpeg 8's."""
+    if av.library_versions["libavformat"] >= (62,):
+        return "hybrid_fragmented"
+    return "frag_keyframe+empty_moov+default_base_moof"
 
 
 def require_av() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from rapfast.ops.composite import PIXEL_TYPES, output_tensors
 from rapfast.ops.project import CAMERA_MODELS
 from rapfast.ops.render import Rendered
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import section
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 BACKENDS = ("rapfast", "gsplat", "reference")
@@ -87,7 +88,8 @@ def rasterization(
         opacities: 0 to 1. Above 1 the drawn alpha is still capped and the bounds stay at 3.33 sigma, as in
             gsplat; below 1/255 nothing is drawn.
         colors: with ``sh_degree`` None colours of any number D of channels, else spherical-harmonic
-            coefficients, K >= (sh_degree + 1)^2, in INRIA's order; shared by the cameras or one set for each.
+            coefficients, K >= (sh_degree + 1)^2, in INRIA's order; shared by the cameras or one set for each. Those of
+            one scene given to all by ``expand`` are read where they are; any other tensor is made contiguous.
         viewmats: world to camera, OpenCV axes (x right, y down, z forward).
         Ks: intrinsics in pixels; pixel centres lie at +0.5. Skew is not used.
         width, height: of the images, pixels.
@@ -533,7 +535,7 @@ def _rapfast(
         "far_plane": s.far_plane, "radius_clip": s.radius_clip,
     }  # fmt: skip
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
-    b = math.prod(batch_dims)
+    n_batch_dims = len(batch_dims)
 
     def flat(tensor: Tensor | None) -> Tensor | None:
         """Leading batch dimensions as one, in memory order."""
@@ -541,8 +543,9 @@ def _rapfast(
             return None
         if tensor.requires_grad:
             tensor = tensor.detach()
-        return tensor.reshape(b, *tensor.shape[len(batch_dims) :]).contiguous()
+        return tensor.reshape(tensor.shape[:n_batch_dims].numel(), *tensor.shape[n_batch_dims:]).contiguous()
 
+    inputs = inputs._replace(colors=_shared(inputs.colors, batch_dims, s))
     means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = map(flat, inputs)
     if backgrounds is not None:
         backgrounds = backgrounds.flatten(0, 1)
@@ -555,14 +558,15 @@ def _rapfast(
     n_color_channels = _color_channels(colors, network) if has_colors else 0
 
     def finish(part: split.Inputs, blended: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.composite(
-            blended,
-            alphas,
-            n_color_channels=n_color_channels,
-            backgrounds=part.backgrounds,
-            expected_depth=s.render_mode.endswith("ED"),
-            postprocess=postprocess,
-        )
+        with section("composite"):
+            return ops.composite(
+                blended,
+                alphas,
+                n_color_channels=n_color_channels,
+                backgrounds=part.backgrounds,
+                expected_depth=s.render_mode.endswith("ED"),
+                postprocess=postprocess,
+            )
 
     output_bytes, blended_bytes = _view_bytes(means, n_color_channels, s, postprocess)
     if device.type == "cuda":
@@ -677,6 +681,8 @@ def _at_once(
     """
     means, viewmats = inputs.means, inputs.viewmats
     batch_dims, n, c = means.shape[:-2], means.shape[-2], viewmats.shape[-3]
+    if batch_dims:
+        inputs = inputs._replace(colors=_shared(inputs.colors, batch_dims, s))
     means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds = [
         t if t is None or t.is_contiguous() else t.contiguous() for t in inputs
     ]
@@ -717,6 +723,18 @@ def _at_once(
     return images, alphas, meta
 
 
+def _shared(colors: Tensor | None, batch_dims: Sequence[int], s: _Settings) -> Tensor | None:
+    """Colours that are one scene's memory, expanded over all scenes, as that scene's, [1 ..., N, ...]: the stages take
+    them so, and no copy is made for each scene. Others as they are."""
+    if colors is None or math.prod(batch_dims) <= 1:
+        return colors
+    per_camera = colors.dim() - len(batch_dims) == (3 if s.sh_degree is None else 4)
+    strides = colors.stride()[: len(batch_dims)]
+    if per_camera or any(stride != 0 for stride, size in zip(strides, batch_dims, strict=True) if size > 1):
+        return colors
+    return colors[(slice(0, 1),) * len(batch_dims)]
+
+
 def _kept(rendered: Rendered) -> split.Views:
     # meta outlives the images: it must not hold them
     make_records = partial(ops.state_records, rendered._replace(images=None, alphas=None))
@@ -731,27 +749,31 @@ def _cpu_views(
     ``pixel_bytes`` is what the blend and ``finish`` make of one view."""
     means, viewmats = part.means, part.viewmats
     size = s.width, s.height
-    projected = ops.project(
-        means, part.quats, part.scales, part.covars, part.opacities, viewmats, part.Ks, *size, **projection
-    )
+    with section("project"):
+        projected = ops.project(
+            means, part.quats, part.scales, part.covars, part.opacities, viewmats, part.Ks, *size, **projection
+        )
     n_kept = sum(tensor.nbytes for tensor in projected)
     has_colors = s.render_mode not in ("D", "ED")
     channels = (_color_channels(part.colors, network) if has_colors else 0) + (s.render_mode != "RGB")
     n_bytes = n_kept + means.itemsize * channels * len(projected.records) + part.n_images * pixel_bytes
     _fits(n_bytes, max_bytes)
-    if network is not None and has_colors:
-        record_colors = ops.color_net(
-            means, viewmats, part.Ks, projected, *size, network, part.network_input, render_mode=s.render_mode
-        )
-    else:
-        # of depth alone no colour is read
-        given = means.new_empty((*means.shape[:2], 3)) if part.colors is None else part.colors
-        record_colors = ops.color(
-            means, viewmats, part.Ks, given, projected, *size, sh_degree=s.sh_degree, render_mode=s.render_mode
-        )
-    tiles = ops.bin(projected, *size)
+    with section("color"):
+        if network is not None and has_colors:
+            record_colors = ops.color_net(
+                means, viewmats, part.Ks, projected, *size, network, part.network_input, render_mode=s.render_mode
+            )
+        else:
+            # of depth alone no colour is read
+            given = means.new_empty((*means.shape[:2], 3)) if part.colors is None else part.colors
+            record_colors = ops.color(
+                means, viewmats, part.Ks, given, projected, *size, sh_degree=s.sh_degree, render_mode=s.render_mode
+            )
+    with section("bin"):
+        tiles = ops.bin(projected, *size)
     _fits(n_bytes + sum(tensor.nbytes for tensor in tiles), max_bytes)
-    blended, alphas = ops.blend(projected, record_colors, tiles, *size, alpha_cap=s.alpha_cap)
+    with section("blend"):
+        blended, alphas = ops.blend(projected, record_colors, tiles, *size, alpha_cap=s.alpha_cap)
     return split.Views(*finish(part, blended, alphas), projected.n_invalid, lambda: projected, n_kept)
 
 

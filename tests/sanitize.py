@@ -161,6 +161,7 @@ def sweep(seed: int) -> int:
         channels, per_camera = options.pop("channels", 3), options.pop("per_camera", False)
         background, as_covars = options.pop("background", None), options.pop("as_covars", False)
         broken, backward = options.pop("broken", False), options.pop("backward", False)
+        shared = options.pop("shared", False)
         scene = make_scene(
             max(n, 1), max(c, 1), batch=batch, channels=channels, sh_degree=options.get("sh_degree"),
             per_camera=per_camera, width=size[0], height=size[1], seed=picks.randrange(1 << 30), dtype=torch.float32,
@@ -171,6 +172,9 @@ def sweep(seed: int) -> int:
             for x in scene[:5]:
                 x.view(-1)[:: max(1, x.numel() // 7)] = picks.choice([float("nan"), float("inf"), 0.0, 1e30])
         scene = scene.to("cuda")
+        if shared:  # one scene's colours for all, read where they are
+            own = scene.colors[(0,) * len(batch)].contiguous()
+            scene = scene._replace(colors=own.expand(*batch, *own.shape))
         if as_covars:
             options["covars"] = covariances(scene)
         if background is not None:
@@ -244,6 +248,8 @@ def sweep(seed: int) -> int:
             settings = {"camera_model": model, "render_mode": mode, "rasterize_mode": "antialiased"}
             draw(picks.randrange(50, 200), 2, (37, 23), sh_degree=picks.randrange(5), **settings)
     draw(100, 2, (33, 20), batch=(2, 2), per_camera=True, channels=6, background="image")
+    for options in ({"channels": 3}, {"channels": 6}, {"channels": 33}, {"sh_degree": 3}):
+        draw(picks.randrange(50, 600), 3, (33, 20), batch=(picks.randrange(2, 5),), shared=True, **options)
     draw(100, 2, (33, 20), as_covars=True, background="color")
     draw(300, 2, (50, 30), broken=True, sh_degree=2)
     draw(300, 2, (50, 30), broken=True)

@@ -337,7 +337,7 @@ def test_the_run_tells_the_machine_but_not_the_host(reduced_run: dict[str, Any])
     assert machine["gpu"] is None and machine["scale"] == "reduced"
     assert machine["versions"]["rapfast"] == rapfast.__version__
     assert machine["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert set(machine["cpu"]) == {"name", "cores", "arch"} and "node" not in machine
+    assert set(machine["cpu"]) == {"name", "cores", "threads", "arch"} and "node" not in machine
     assert reduced_run["commit_info"]["id"] == "0123456789abcdef" and reduced_run["commit_info"]["project"] == "rapfast"
 
 
@@ -449,7 +449,7 @@ def test_floors_stand_beside_what_was_measured(repository: Path) -> None:
     for record in data["benchmarks"]:
         info = record["extra_info"]
         if (info["case"], info["backend"], info["batch"]) == ("room-500k-854x480", "rapfast", 8):
-            info |= {"work": work._asdict(), "steps": steps, "launches": 35.0}
+            info |= {"work": work._asdict(), "steps": steps, "launches": 35.0, "gpu_idle": 0.0123}
     (repository / "run.json").write_text(json.dumps(data))
     before = (repository / "docs" / "performance.md").read_text()
     _report(repository, "save", str(repository / "run.json"))
@@ -464,7 +464,7 @@ def test_floors_stand_beside_what_was_measured(repository: Path) -> None:
     assert f"| bin: emit | {emit.bytes / 1e6:.2f} | 0 | 0 | {emit.us:.3f} | bytes | – | – |" in docs
     # the stage's own time, which the record has beside its kernels'
     assert "| **blend** |" in docs and "| operations | 30.0 | " in docs
-    assert "| 14.0 | 47.9 | 70.0 |" in docs  # 35 launches of 3.2 us, the kernels, the call
+    assert "| 14.0 | 1.2 % | 47.9 | 70.0 |" in docs  # 35 launches of 3.2 us, the kernels, the call
     # a run that counted nothing leaves the file as it is
     for path in (repository / "bench" / "results").iterdir():
         path.unlink()

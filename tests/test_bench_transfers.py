@@ -13,11 +13,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-if not (ROOT / "bench" / "transfers.py").is_file():
+if not (ROOT / "bench" / "test_transfers.py").is_file():
     pytest.skip("bench/ is part of the repository, not of the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import report, transfers  # noqa: E402
+from bench import report  # noqa: E402
+from rapfast.profiling import transfers  # noqa: E402
 
 MACHINE = {
     "gpu": {"name": "NVIDIA H200", "driver": "580.65"},

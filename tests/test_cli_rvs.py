@@ -384,6 +384,7 @@ def test_killed_and_given_again_it_ends_the_same(demo, tmp_path, capsys):
             assert time.monotonic() < deadline
             time.sleep(0.002)
         process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # its threads stop one by one
         if process.poll() is None and not (out / "manifest.json").exists():
             # While it lives, nobody else may write.
             before = content(out)

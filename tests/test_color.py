@@ -143,6 +143,17 @@ def test_given_colors_are_copied(channels, per_camera, device):
     assert got.shape == (len(records.records), channels)
 
 
+@pytest.mark.parametrize(("channels", "sh_degree"), [(3, None), (33, None), (3, 2)])
+def test_colors_of_one_scene_for_all(channels, sh_degree, device):
+    scene = make_scene(150, 2, batch=(3,), channels=channels, sh_degree=sh_degree, dtype=torch.float32, device=device)
+    copied, _ = color_op(scene._replace(colors=torch.stack([scene.colors[0]] * 3)), sh_degree=sh_degree)
+    one = flat(scene)
+    camera = one.viewmats, one.Ks
+    shared = ops.color(one.means, *camera, one.colors[:1], project(one), WIDTH, HEIGHT, sh_degree=sh_degree)
+    assert_same(shared, copied)
+    assert not torch.equal(copied, color_op(scene, sh_degree=sh_degree)[0])
+
+
 @pytest.mark.parametrize("sh_degree", [None, 2])
 @pytest.mark.parametrize("render_mode", RENDER_MODES)
 def test_depth_channel(render_mode, sh_degree, device):

@@ -146,7 +146,7 @@ def test_version_is_the_same_everywhere() -> None:
 
 def test_extras_and_requirements(pyproject: dict) -> None:
     project = pyproject["project"]
-    assert set(project["optional-dependencies"]) == {"video", "formats", "bench", "test"}
+    assert set(project["optional-dependencies"]) == {"video", "augment", "formats", "bench", "test"}
     assert "gsplat==1.5.3" in project["optional-dependencies"]["bench"]
     names = [re.match(r"[\w-]+", r)[0] for r in project["dependencies"]]
     assert names == ["torch", "numpy", "pillow", "tyro", "rich"]

@@ -408,3 +408,25 @@ def test_native_is_much_faster_than_the_reference():
     want, _, _ = rasterization(*args, sh_degree=0, backend="reference")
     assert time.perf_counter() - started > 20 * min(native)
     assert float((colors - want).abs().mean()) < 1e-6
+
+
+@pytest.mark.parametrize("sh_degree", [None, 2])
+@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.parametrize("batch", [(3,), (2, 2)], ids=str)
+def test_colors_of_one_scene_expanded_over_all(sh_degree, channels, batch, device):
+    """As a copy for each scene, bit by bit, whole or split; and without the copies."""
+    if sh_degree is not None and channels != 3:
+        pytest.skip("spherical harmonics have three channels")
+    size = (33, 20)
+    scene = make_scene(
+        400, 2, batch=batch, sh_degree=sh_degree, channels=channels, width=33, height=20, dtype=torch.float32,
+        device=device,
+    )  # fmt: skip
+    one = scene.colors[(0,) * len(batch)].clone()
+    shared = scene._replace(colors=one.expand(*batch, *one.shape))
+    copied = scene._replace(colors=shared.colors.contiguous())
+    expected, alphas, _ = rasterization(*copied, *size, sh_degree=sh_degree)
+    for options in ({}, {"max_memory": 900_000}):
+        images, found_alphas, _ = rasterization(*shared, *size, sh_degree=sh_degree, **options)
+        assert torch.equal(images, expected) and torch.equal(found_alphas, alphas)
+    assert not torch.equal(expected[(0,) * len(batch)], expected[(1,) + (0,) * (len(batch) - 1)])

@@ -12,7 +12,7 @@ namespace {
 template <typename T>
 void color_range(const ColorParams<T>& p, int64_t image, int64_t begin, int64_t end) {
   const int64_t scene = image / p.n_cameras;
-  const int64_t row = p.per_camera ? image : scene;  // of colors' leading dimension
+  const int64_t row = color_set(p, image);
   const bool with_colors = p.depth_channel != DepthChannel::kOnly;
   const bool with_sh = with_colors && p.sh_degree >= 0;
   const View<T> view = load_view(p.viewmats + 16 * image, p.Ks + 9 * image, p.width, p.height);

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t g = p.gaussian_ids[m];
     const float* mean = p.means + 3 * (scene * p.n_gaussians + g);
     const Vec3<float> center = views[image].center;
-    const int64_t row = (p.per_camera ? int64_t(image) : scene) * p.n_gaussians + g;
+    const int64_t row = color_set(p, image) * p.n_gaussians + g;
     float rgb[3];
     sh_color<kDegree>(Vec3<float>{mean[0] - center.x, mean[1] - center.y, mean[2] - center.z},
                       p.colors + 3 * p.n_bases * row, sh_rows_are_aligned(p), rgb);
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t m = at >> log_lanes;
     const bool mine = m < n && !is_dead(p.records[m]);
     const int32_t image = mine ? image_ids[m] : 0;
-    const int64_t lead = p.per_camera ? int64_t(image) : image / p.n_cameras;
+    const int64_t lead = color_set(p, image);
     const float* color = n_given == 0 ? nullptr : p.colors;
     if (mine && color != nullptr) color += n_given * (lead * p.n_gaussians + p.gaussian_ids[m]);
     float* out = p.record_colors + m * p.color_stride;

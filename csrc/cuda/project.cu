@@ -343,6 +343,7 @@ struct ItemShared {
   uint32_t item_bases[kGroup];   // records of the image before the item's
   uint16_t row_ids[32 * kChunkWords];  // Gaussians that a camera may see, in order
   int64_t first_gaussian;        // of all scenes
+  int64_t first_colors;          // the row of colours that belongs to it
   int32_t first_word, n_cameras;
   uint32_t next_item;
 };
@@ -408,12 +409,12 @@ __device__ __forceinline__ void write_given(const ColorParams<float>& c, int64_t
 // Copies a warp's rows of SH coefficients into shared memory; they are there after a wait. A lane's own row
 // is that of Gaussian `id`.
 template <int kDegree, int kPitch>
-__device__ __forceinline__ void stage_coeffs(const ColorParams<float>& c, int64_t first_gaussian, int id,
+__device__ __forceinline__ void stage_coeffs(const ColorParams<float>& c, int64_t first_row, int id,
                                              int n_rows, float4* coeffs) {
   int lane = threadIdx.x % 32;
   asm volatile("" : "+r"(lane));  // else the addresses of all steps are kept in registers between calls
   const uint32_t pitch = uint32_t(3 * c.n_bases);
-  const float* from = c.colors + 3 * c.n_bases * first_gaussian;
+  const float* from = c.colors + 3 * c.n_bases * first_row;
   if (sh_rows_are_aligned(c)) {
 #pragma unroll
     for (int step = 0; step < kPitch; ++step) {
@@ -473,7 +474,7 @@ __device__ __forceinline__ bool make_record(const RecordParams& a, int64_t m, co
     radii[0] = radii[1] = 0;
   } else if constexpr (kSource == Source::kGiven) {
     float v[kMaxProjectedChannels];
-    const int64_t lead = c.per_camera ? view.image : view.image / int32_t(p.n_cameras);
+    const int64_t lead = c.per_camera ? view.image : c.shared ? 0 : view.image / int32_t(p.n_cameras);
     invalid = !load_given(c, lead * p.n_gaussians + id, v);
     write_given(c, m, v, record.depth);
   } else if constexpr (kSource != Source::kNone) {
@@ -552,6 +553,7 @@ __global__ void __launch_bounds__(kRecordThreads, kFisheye || kSource == Source:
       const int32_t first_word = chunk * kChunkWords;
       if (threadIdx.x == 0) {
         s.first_gaussian = scene * p.n_gaussians + int64_t(first_word) * 32;
+        s.first_colors = a.c.shared ? int64_t(first_word) * 32 : s.first_gaussian;
         s.first_word = first_word;
         s.n_cameras = n_cameras;
         s.next_item = gridDim.x + atomicAdd(a.s.next_item, 1u);
@@ -638,7 +640,7 @@ __global__ void __launch_bounds__(kRecordThreads, kFisheye || kSource == Source:
     for (int first = warp * kRows; first < n_rows; first += kRecordThreads) {
       const int id = s.row_ids[min(first + lane, n_rows - 1)];
       if constexpr (kSource == Source::kSh) {
-        stage_coeffs<kDegree, kPitch>(a.c, s.first_gaussian, id, n_rows - first, own.coeffs);
+        stage_coeffs<kDegree, kPitch>(a.c, s.first_colors, id, n_rows - first, own.coeffs);
       }
       if (first + lane < n_rows) stage_row(p, s.first_gaussian + id, s.first_word * 32 + id, own.rows[lane]);
       // Records of these rows in (camera, Gaussian) order, so that the warp writes neighbouring places.

@@ -7,7 +7,7 @@ from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.embedding_scene import EmbeddingScene
 from rapfast.appearance.feature_map_net import FeatureMapNet
 from rapfast.appearance.features import positional_encoding, sample_features, view_directions
-from rapfast.appearance.rap_scene import RapScene, load_rap, stage_times
+from rapfast.appearance.rap_scene import RapScene, load_rap
 
 __all__ = [
     "ColorNet",
@@ -17,6 +17,5 @@ __all__ = [
     "load_rap",
     "positional_encoding",
     "sample_features",
-    "stage_times",
     "view_directions",
 ]

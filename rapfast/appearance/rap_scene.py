@@ -35,6 +35,7 @@ from rapfast.io.files import PathLike
 from rapfast.io.ply import load_ply
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import section
 from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_colored, rasterize_network
 from rapfast.scene import SH_DEGREE_OF_COUNT, Scene
 
@@ -138,7 +139,8 @@ class RapScene:
 
     def feature_maps(self, images: Tensor | Sequence[Tensor], *, precision: str | None = None) -> Tensor | list[Tensor]:
         """[R, 48, ceil(H/2), ceil(W/2)] of reference images [R, 3, H, W]; see `FeatureMapNet.feature_maps`."""
-        return self.feature_map_net.feature_maps(images, precision=precision)
+        with section("feature maps"):
+            return self.feature_map_net.feature_maps(images, precision=precision)
 
     def decode(
         self,
@@ -505,35 +507,6 @@ def load_rap(model_path: PathLike, iteration: int | None = None) -> RapScene:
         return RapScene(scene, box_coord, map_net, color_net, config, number, extras)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-
-
-@torch.no_grad()
-def stage_times(
-    scene: RapScene,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    *,
-    feature_maps: Tensor | Sequence[Tensor],
-    map_ids: Tensor | Sequence[int] | None = None,
-    view_weights: Tensor | Sequence[float] | float | None = None,
-    precision: str | None = None,
-    repeats: int = 9,
-) -> dict[str, float]:
-    """Milliseconds that each stage of one `RapScene.render` takes on the GPU, the median of `repeats` calls.
-
-    Arguments as in `RapScene.render`. See `rapfast.ops.stage_times`; the network's preparation is not in them.
-    """
-    half = half_precision(precision, scene.scene.means)
-    maps = check_maps(feature_maps, scene.scene)
-    ids = check_map_ids(map_ids, len(maps), len(viewmats))
-    weights = check_weights(view_weights, len(viewmats), scene.scene.means)
-    return ops.stage_times(
-        scene.scene.means, scene.scene.quats, scene.scene.scales, scene.scene.opacities, None, viewmats, Ks, width,
-        height, antialiased=bool(scene.config.get("antialiasing", True)), network=scene.prepare(precision).network,
-        network_input=scene._network_input(maps, ids, weights, half), repeats=repeats,
-    )  # fmt: skip
 
 
 def _check_config(config: Mapping[str, Any]) -> float:

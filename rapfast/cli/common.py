@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .. import tuning
 from .._native import _C
 
 MAX_SIDE = 65536
@@ -22,7 +24,8 @@ class Command:
     debug: bool = False
     """Show the traceback where something fails."""
 
-    def run(self) -> None:
+    def run(self) -> int | None:
+        """Do the work; the exit status, None for 0."""
         raise NotImplementedError(f"{type(self).__name__} must define run()")
 
 
@@ -50,6 +53,15 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     return size
 
 
+def parse_bytes(text: str, option: str) -> int:
+    """Bytes of "8GiB", "500MB" or a plain number."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    if not match or (match[3] and not match[2]):
+        raise ValueError(f"{option} must be a number of bytes, as 8GiB or 500MB, got {text!r}")
+    power = "_kMGT".index(match[2].replace("K", "k") or "_")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
 def parse_device(text: str) -> torch.device:
     """The torch device of "auto", "cpu", "cuda" or "cuda:1"; ValueError where there is no such device."""
     if text == "auto":
@@ -71,6 +83,29 @@ def parse_device(text: str) -> torch.device:
 def cuda_ready() -> bool:
     """Whether `auto` chooses the GPU: torch sees one, and the native module was built with the kernels."""
     return torch.cuda.is_available() and bool(_C.build_info()["cuda_stages"])
+
+
+def check_batch(batch: int | None, file: Path | None) -> None:
+    """--batch and --tuning, as far as they can be judged alone."""
+    if batch is not None and batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {batch}")
+    if batch is not None and file is not None:
+        raise ValueError("give --batch or --tuning, not both: --batch goes before what was found")
+    if file is not None:
+        tuning.read(file)
+
+
+def tuned(
+    scene: Path, device: torch.device, width: int, height: int, n_gaussians: int, batch: int | None, file: Path | None
+) -> tuple[int, int | None]:
+    """Views in one call and the bytes it may take: as the user says, as `rapfast tune` found, of which a
+    note on stderr tells, or the default."""
+    if batch is not None:
+        return batch, None
+    found, said = tuning.load(scene, device, width, height, n_gaussians, file)
+    if said is not None:
+        print(f"note: {said}", file=sys.stderr)
+    return (tuning.DEFAULT_BATCH, None) if found is None else (found.batch, found.max_memory)
 
 
 def parse_background(text: str) -> tuple[float, float, float] | np.ndarray:

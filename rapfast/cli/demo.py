@@ -13,6 +13,7 @@ import tyro
 
 from .. import media, procedural
 from ..io import save_scene
+from ..profiling import section
 from .common import Command, parse_device, parse_size
 from .output import BackgroundWriter, prepare_folder
 from .progress import Progress
@@ -101,7 +102,8 @@ class Demo(Command):
             print("note: no film, as PyAV is not installed: pip install 'rapfast[video]'", file=sys.stderr)
         folder = prepare_folder(self.out, self.overwrite)
         start = time.perf_counter()
-        made = procedural.room(self.gaussians, self.seed)
+        with section("make scene"):
+            made = procedural.room(self.gaussians, self.seed)
         print(f"a room of {len(made):,} Gaussians, made in {time.perf_counter() - start:.1f} s")
         cameras = procedural.room_cameras(self.views, width, height, self.seed)
         if self.save_scene:
@@ -128,7 +130,8 @@ class Demo(Command):
             if video.padded:
                 print("note: orbit.mp4 is padded to even sides, as H.264 needs", file=sys.stderr)
             for batch in render_batches(scene, path, options, self.batch):
-                for image in batch.images:
-                    video.add(image)
+                with section("film"):
+                    for image in batch.images:
+                        video.add(image)
                 progress.advance(len(batch.images))
         print(f"{progress.summary()} -> {folder / 'orbit.mp4'}")

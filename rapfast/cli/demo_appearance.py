@@ -12,6 +12,7 @@ import torch
 from .. import media, procedural
 from ..postprocess import PostProcess
 from ..procedural.appearance import LIGHTINGS
+from ..profiling import count, section
 from .output import BackgroundWriter
 from .progress import Progress
 
@@ -31,7 +32,8 @@ def appearance_demo(
     width, height = size
     start = time.perf_counter()
     try:
-        lit = procedural.lit_room(n, seed)
+        with section("make scene"):
+            lit = procedural.lit_room(n, seed)
     except ValueError as error:
         raise ValueError(str(error).replace("n_gaussians", "--gaussians")) from None
     scene = procedural.appearance_room(lit=lit)
@@ -74,13 +76,15 @@ def _references(lit: procedural.LitRoom, hours: Sequence[str], width: int, heigh
 def _render(scene, cameras, maps: torch.Tensor, rows: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     """uint8 [C, H, W, 3] of views `rows` under their own reference images and `weights`."""
     rows = list(rows)
-    with torch.no_grad():
+    with torch.no_grad(), section("draw"):
+        count("views", len(rows))
         images, _, _ = scene.render(
             cameras.viewmats[rows].to(maps.device), cameras.Ks[rows].to(maps.device), cameras.width, cameras.height,
             feature_maps=maps, map_ids=rows, view_weights=list(weights),
             postprocess=PostProcess(clamp=(0.0, 1.0), dtype=torch.uint8),
         )  # fmt: skip
-    return images.cpu().numpy()
+    with section("download"):
+        return images.cpu().numpy()
 
 
 def _panel(image: np.ndarray) -> np.ndarray:

@@ -6,25 +6,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from ..io.atomic import atomic_path
-
-
-@contextmanager
-def folder_errors(path: Path) -> Iterator[None]:
-    """The system's reasons why an output folder cannot be made or read, as sentences."""
-    try:
-        yield
-    except FileExistsError:
-        raise NotADirectoryError(f"{path}: cannot be the output folder: it is a file") from None
-    except NotADirectoryError:
-        raise NotADirectoryError(f"{path}: cannot be made: a part of it is a file") from None
-    except PermissionError:
-        raise PermissionError(f"{path}: cannot be made or read: permission denied") from None
+from ..io.folders import folder_errors
+from ..profiling import section
 
 
 def prepare_folder(path: Path, overwrite: bool) -> Path:
@@ -94,7 +82,8 @@ class BackgroundWriter:
         """Queue job(*arguments); waits while too many are queued."""
         if self._error is not None:
             raise self._error
-        self._jobs.put((job, arguments))
+        with section("wait for the writer"):
+            self._jobs.put((job, arguments))
 
     def _work(self) -> None:
         while True:
@@ -103,7 +92,8 @@ class BackgroundWriter:
                 return
             if self._error is None and not self._stopped:
                 try:
-                    item[0](*item[1])
+                    with section("write"):
+                        item[0](*item[1])
                 except BaseException as error:
                     self._error = error
 

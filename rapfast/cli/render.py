@@ -18,10 +18,11 @@ from .. import media
 from ..cameras import Cameras
 from ..io import load_scene
 from ..postprocess import PostProcess
+from ..profiling import count, section
 from ..rasterization import rasterization
 from ..scene import Scene
 from . import views
-from .common import Command, parse_background, parse_device, parse_size
+from .common import Command, check_batch, parse_background, parse_device, parse_size, tuned
 from .output import BackgroundWriter, file_stems, prepare_folder
 from .progress import Progress
 
@@ -79,8 +80,11 @@ class Render(Command):
     mode: Mode = "RGB"
     """Colour, depth (D: summed, ED: expected), or both."""
 
-    batch: int = 8
-    """Views rendered in one call."""
+    batch: int | None = None
+    """Views rendered in one call; changes no pixel. Default: what `rapfast tune` found for the scene, else 8."""
+
+    tuning: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """File of `rapfast tune`. Default: the one beside the scene."""
 
     video: bool = False
     """Write an MP4 as well."""
@@ -115,8 +119,7 @@ class Render(Command):
     def run(self) -> None:
         """Check everything that can be checked, then render."""
         size = parse_size(self.size) if self.size else None
-        if self.batch < 1:
-            raise ValueError(f"--batch must be at least 1, got {self.batch}")
+        check_batch(self.batch, self.tuning)
         if not 0 < self.distance < float("inf"):
             raise ValueError(f"--distance must be above 0, got {self.distance:g}")
         if self.video and not 0 < self.fps <= 1000:
@@ -129,7 +132,8 @@ class Render(Command):
         background = parse_background(self.background)
         count = self._orbit_count()
         groups = None if count else views.load_cameras(self.cameras, size)
-        scene = load_scene(self.scene)
+        with section("load scene"):
+            scene = load_scene(self.scene)
         if scene.sh is None and "RGB" in self.mode:
             raise ValueError(
                 f"{self.scene}: has no colours (spherical harmonics); only --mode D and ED can be rendered"
@@ -138,17 +142,22 @@ class Render(Command):
             groups = [views.orbit(scene, count, size or (854, 480), self.up, self.elevation, self.distance)]
         folder = prepare_folder(self.out, self.overwrite)
         stems = iter(file_stems([name for group in groups for name in group.names or [None] * len(group)]))
-        scene = scene.to(device)
+        with section("upload scene"):
+            scene = scene.to(device)
         busy, beyond = 0.0, 0
         with Progress("rendering", sum(map(len, groups))) as progress, BackgroundWriter() as writer:
             for group in groups:
+                size = group.width, group.height
+                views_at_once, max_memory = tuned(self.scene, device, *size, len(scene), self.batch, self.tuning)
+                options = self.options(background, max_memory if self.backend == "rapfast" else None)
                 with self._film(folder, group, len(groups) > 1) as film:
-                    for batch in render_batches(scene, group, self.options(background), self.batch):
+                    for batch in render_batches(scene, group, options, views_at_once):
                         busy += batch.seconds
                         for image, depth in zip(batch.images, batch.depths, strict=True):
                             beyond += self._write(writer, folder / next(stems), image, depth)
                             if film:
-                                film.add(image)
+                                with section("film"):
+                                    film.add(image)
                             progress.advance()
         if beyond:
             print(
@@ -180,9 +189,9 @@ class Render(Command):
             raise ValueError(f"--orbit must be at least 1 view, got {count}")
         return count
 
-    def options(self, background: Background) -> Options:
+    def options(self, background: Background, max_memory: int | None = None) -> Options:
         """The renderer's options among this command's."""
-        return Options(self.mode, background, self.antialiased, self.near, self.far, self.backend)
+        return Options(self.mode, background, self.antialiased, self.near, self.far, self.backend, max_memory)
 
     @contextlib.contextmanager
     def _film(self, folder: Path, group: Cameras, several: bool) -> Iterator[media.VideoWriter | None]:
@@ -206,6 +215,7 @@ class Options:
     near: float = 0.01
     far: float = 1e10
     backend: str = "rapfast"
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -227,15 +237,17 @@ def render_batches(scene: Scene, cameras: Cameras, options: Options, batch: int)
     for first in range(0, len(cameras), batch):
         part = cameras[first : first + batch].to(scene.device)
         start = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), section("draw"):
+            count("views", len(part))
             out, _, _ = rasterization(
                 scene.means, scene.quats, scene.scales, scene.opacities,
                 scene.sh if color else torch.zeros_like(scene.means), part.viewmats, part.Ks, part.width, part.height,
                 near_plane=options.near, far_plane=options.far, sh_degree=scene.sh_degree if color else None,
                 backgrounds=None if plate is None else plate.expand(len(part), *plate.shape[1:]),
                 render_mode=options.mode, rasterize_mode="antialiased" if options.antialiased else "classic",
-                backend=options.backend, postprocess=post,
+                backend=options.backend, postprocess=post, max_memory=options.max_memory,
             )  # fmt: skip
+        with section("download"):
             pixels = out.cpu().numpy()
         nothing = [None] * len(part)
         images = media.to_uint8(pixels[..., :3]) if color else nothing

@@ -19,11 +19,12 @@ import tyro
 
 from ..appearance import RapScene, load_rap
 from ..cameras import Cameras
+from ..profiling import section
 from ..rvs.brisque import MIN_SIZE
 from ..rvs.filters import FarFrom, TurnsInPlace
 from ..rvs.hashes import fingerprint, scene_fingerprint, software
 from ..rvs.poses import PoseSampler, bounding_box, weight_range
-from .common import Command, parse_device, parse_size
+from .common import Command, check_batch, parse_device, parse_size, tuned
 from .output import BackgroundWriter
 from .progress import Progress
 from .rvs_folder import SetFolder
@@ -33,7 +34,7 @@ from .rvs_views import Positions, RandomViews, camera_to_world, given_positions,
 KINDS = {"default": "default", "xz": "xz_plane", "uniform": "uniform_sphere", "sphere": "uniform_sphere"}
 DISTANCE = 0.2
 
-_ELSEWHERE = ("out", "batch", "cache", "refresh", "device", "overwrite", "debug")
+_ELSEWHERE = ("out", "batch", "tuning", "cache", "refresh", "device", "overwrite", "debug")
 """Options that decide where and how, not what: the manifest leaves them out."""
 
 
@@ -92,8 +93,11 @@ class Rvs(Command):
     seed: int = 0
     """Seed of all draws."""
 
-    batch: int = 8
-    """Views rendered in one call; changes no pixel."""
+    batch: int | None = None
+    """Views rendered in one call; changes no pixel. Default: what `rapfast tune` found for the model, else 8."""
+
+    tuning: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """File of `rapfast tune`. Default: the one in the model's folder."""
 
     sampler: Literal["default", "xz", "uniform", "sphere", "lens"] = "default"
     """RAP's: three angles and a move; in the xz plane; an angle about any axis and a move in a ball (both names). Or
@@ -165,17 +169,25 @@ class Rvs(Command):
         size, resize, reference_size = self._check()
         device = parse_device(self.device)
         cameras = _cameras(self.poses, size)
-        scene = load_rap(self.model, self.iteration)
-        references = find_references(
-            self.reference, cameras.names, self.model, scene.config, self.poses, reference_size
-        )
+        with section("load scene"):
+            scene = load_rap(self.model, self.iteration)
+        with section("find references"):
+            references = find_references(
+                self.reference, cameras.names, self.model, scene.config, self.poses, reference_size
+            )
         keep = self._keep()
         positions, sampler = self._positions(cameras, keep), self._sampler(cameras)
-        settings = self._settings(scene, cameras, references, keep, resize, device)
+        with section("fingerprints"):
+            settings = self._settings(scene, cameras, references, keep, resize, device)
+        with section("upload scene"):
+            scene = scene.to(device)
+        batch, max_memory = tuned(
+            self.model, device, cameras.width, cameras.height, len(scene), self.batch, self.tuning
+        )
         views = RandomViews(
-            scene.to(device), cameras, references, positions, sampler, keep=keep,
+            scene, cameras, references, positions, sampler, keep=keep,
             saved_size=resize or (cameras.width, cameras.height),
-            seed=self.seed, weights=self.weights, batch=self.batch, precision=self.precision,
+            seed=self.seed, weights=self.weights, batch=batch, max_memory=max_memory, precision=self.precision,
             brisque=None if self.brisque is None else (self.brisque, self.attempts),
         )  # fmt: skip
         with (
@@ -187,7 +199,8 @@ class Rvs(Command):
             if len(todo) < self.views:
                 print(f"{self.views - len(todo)} of {self.views} views are there already")
             progress = self._render(views, folder, todo)
-            folder.finish(self._head(settings, references.of_pose is not None))
+            with section("manifest"):
+                folder.finish(self._head(settings, references.of_pose is not None))
         print(f"{progress.summary()} -> {self.out / 'manifest.json'}")
         for line in views.statistics():
             print(line)
@@ -212,6 +225,7 @@ class Rvs(Command):
     def file_name(self, index: int) -> str:
         return f"view_{index:06d}.{'png' if self.format == 'png' else 'jpg'}"
 
+    @section("encode")
     def _encoded(self, image: np.ndarray) -> bytes:
         from PIL import Image
 
@@ -224,7 +238,8 @@ class Rvs(Command):
         return buffer.getvalue()
 
     def _check(self) -> tuple[tuple[int, int] | None, ...]:
-        for name in ("views", "batch", "attempts"):
+        check_batch(self.batch, self.tuning)
+        for name in ("views", "attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 1 << 64:

@@ -10,7 +10,6 @@ progress.jsonl        until then: the settings, then a line for each picture tha
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -23,8 +22,8 @@ from typing import Any, TextIO
 from ..cameras import Cameras
 from ..io.atomic import atomic_write
 from ..io.files import load_json, shorten
+from ..io.folders import lock_file, make_folder
 from ..rvs.hashes import bytes_fingerprint, file_fingerprint
-from .output import folder_errors
 
 FORMAT = "rapfast rvs 1"
 MANIFEST, PROGRESS, LOCK, CAMERAS = "manifest.json", "progress.jsonl", ".rvs.lock", "cameras.json"
@@ -57,7 +56,7 @@ class SetFolder:
 
     def __enter__(self) -> SetFolder:
         make_folder(self.path)
-        self._lock_file = _locked(self.path / LOCK)
+        self._lock_file = lock_file(self.path / LOCK, "this set")
         try:
             self._begin()
         except BaseException:
@@ -180,38 +179,6 @@ class SetFolder:
             return True
         print(f"note: {path} is not what was written (its checksum differs); it is rendered again", file=sys.stderr)
         return False
-
-
-def make_folder(path: Path) -> None:
-    """Make an output folder; the system's reasons as sentences."""
-    with folder_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
-def _locked(path: Path) -> int:
-    """The file, open and locked by this process until it ends, however it ends."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise type(error)(error.errno, f"{path.parent}: cannot be written: {os.strerror(error.errno)}") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(file, 20).decode(errors="replace").strip()
-        os.close(file)
-        who = f"process {holder}" if holder.isdigit() else "another process"
-        raise BlockingIOError(
-            f"{path.parent}: {who} is writing this set; wait for it, or name another folder"
-        ) from None
-    except OSError as error:
-        os.close(file)
-        raise OSError(
-            f"{path.parent}: cannot be locked ({os.strerror(error.errno)}), which keeps two processes apart: name a "
-            "folder on a local disk"
-        ) from None
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-    return file
 
 
 def _shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..appearance import RapScene
 from ..cameras import Cameras
 from ..postprocess import PostProcess
+from ..profiling import count, section
 from ..rvs.brisque import Brisque
 from ..rvs.filters import FarFrom, TurnsInPlace, lens_grid, nearest_centre
 from ..rvs.map_cache import FeatureMapCache
@@ -92,16 +93,16 @@ class RandomViews:
         positions: to draw around. sampler: draws around them. keep: refuses poses, which are drawn again.
         saved_size: (width, height) of the pictures.
         seed, weights: of the draws. brisque: a threshold and a number of attempts, or None.
-        batch: views in one call; halved where memory does not suffice.
+        batch: views in one call; halved where memory does not suffice. max_memory: bytes that a call may take.
     """
 
     def __init__(
         self, scene: RapScene, cameras: Cameras, references: References, positions: Positions,
         sampler: PoseSampler | TurnsInPlace, *, keep: FarFrom | None = None,
         saved_size: tuple[int, int], seed: int, weights: tuple[float, float], brisque: tuple[float, int] | None,
-        batch: int, precision: str | None,
+        batch: int, max_memory: int | None = None, precision: str | None,
     ) -> None:  # fmt: skip
-        self.batch = batch
+        self.batch, self._max_memory = batch, max_memory
         self._scene, self._cameras, self._references, self._sampler = scene, cameras, references, sampler
         self._seed, self._weights, self._precision = seed, weights, precision
         self._positions, self._keep = positions, keep
@@ -158,7 +159,9 @@ class RandomViews:
             poses, judged = self._best_poses(drawn)
         weights = [d.weight for d in drawn]
         if self._cache is None:
-            images = list(self._pictures(drawn, poses, weights, self._post).cpu())
+            pictures = self._pictures(drawn, poses, weights, self._post)
+            with section("download"):
+                images = list(pictures.cpu())
         else:
             around = [d.around for d in drawn]
             names = [repr(self._references.key(d.reference)) for d in drawn]
@@ -189,6 +192,7 @@ class RandomViews:
         names = self._cameras.names
         return drawn.around if names is None else names[drawn.around]
 
+    @section("draw poses")
     def _drawn_poses(self, drawn: Sequence[Draw]) -> np.ndarray:
         """The next pose of each view's generator that is not refused, [C, 3, 4]."""
         poses = np.zeros((len(drawn), 3, 4))
@@ -245,6 +249,7 @@ class RandomViews:
         return torch.cat([self._pictures(drawn[p], poses[p], weights[p], post) for p in parts])
 
     @torch.no_grad()
+    @section("draw")
     def _one_call(
         self, drawn: Sequence[Draw], poses: np.ndarray, weights: Sequence[float], post: PostProcess
     ) -> Tensor:
@@ -252,12 +257,13 @@ class RandomViews:
         maps = self._maps.get(keys=list(used), load=lambda key: self._references.load(used[key]))
         places = {key: i for i, key in enumerate(used)}
         device = self._scene.scene.device
+        count("views", len(drawn))
         colors, _, _ = self._scene.render(
             torch.from_numpy(world_to_camera(poses)).to(device),
             torch.from_numpy(self._Ks[[d.around for d in drawn]].astype(np.float32)).to(device),
             self._cameras.width, self._cameras.height,
             feature_maps=maps, map_ids=[places[self._references.key(d.reference)] for d in drawn],
-            view_weights=list(weights), postprocess=post, precision=self._precision,
+            view_weights=list(weights), postprocess=post, precision=self._precision, max_memory=self._max_memory,
             backgrounds=None if self._background is None else self._background.expand(len(drawn), 3),
         )  # fmt: skip
         return colors

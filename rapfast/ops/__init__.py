@@ -14,7 +14,6 @@ from rapfast.ops.color_net import Network, NetworkInput, color_net, network_outp
 from rapfast.ops.composite import composite
 from rapfast.ops.project import Records, project
 from rapfast.ops.render import render, state_pixels, state_records
-from rapfast.ops.stage_times import stage_times
 
 __all__ = [
     "Network",
@@ -29,7 +28,6 @@ __all__ = [
     "project",
     "render",
     "render_with_grad",
-    "stage_times",
     "state_pixels",
     "state_records",
 ]

@@ -55,6 +55,7 @@ def _arguments(
         records=address(records),
         record_colors=address(out),
         n_invalid=address(n_invalid),
+        shared_colors=colors.shape[0] < means.shape[0],
         **form_arguments(colors, sh_degree, per_camera, depth_channel),
     )
 
@@ -93,7 +94,7 @@ def color(
     means: Tensor,  # [B, N, 3]
     viewmats: Tensor,  # [B, C, 4, 4]
     Ks: Tensor,  # [B, C, 3, 3]
-    colors: Tensor,  # [B, (C,) N, D] or [B, (C,) N, K, 3]
+    colors: Tensor,  # [B, (C,) N, D] or [B, (C,) N, K, 3]; [1, N, ...]: of all scenes
     projected: Records,
     width: int,
     height: int,

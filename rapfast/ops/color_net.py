@@ -185,6 +185,7 @@ def _arguments(
         n_bases=1,
         n_color_channels=out.shape[1] if records is None else 3,
         per_camera=False,
+        shared_colors=False,
         depth_channel=depth_channel,
         colors=0,
     )

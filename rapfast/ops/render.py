@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from rapfast.ops.composite import PIXEL_TYPES, output_tensors
 from rapfast.ops.project import CAMERA_MODELS, Records, without_dead
 from rapfast.ops.split import TooLarge
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import native_stages
 
 MAX_INDEX = (1 << 31) - 1
 """Most records, and most (tile, record) pairs, of one native call: their indices are 32 bits."""
@@ -137,7 +138,7 @@ def _form(
 @lru_cache(maxsize=32)  # each may keep a few CUDA graphs, whose memory torch does not count
 def _plan(
     form: _Form, room: _Room, device: int, n_scenes: int, n_cameras: int, n_gaussians: int, n_channels: int,
-    n_bases: int, n_color_channels: int, with_net: bool, background_kind: int,
+    n_bases: int, n_color_channels: int, shared_colors: bool, with_net: bool, background_kind: int,
 ) -> Any:  # fmt: skip
     """A call in the native module's form, but for its addresses: what a loop's next call will ask for again."""
     numbers = form._asdict()
@@ -152,6 +153,7 @@ def _plan(
         n_channels=n_channels,
         n_bases=n_bases,
         n_color_channels=n_color_channels,
+        shared_colors=shared_colors,
         with_net=with_net,
         background_kind=background_kind,
         clamp=clamp_min is not None,
@@ -200,9 +202,10 @@ def _plan_of(means: Tensor, viewmats: Tensor, colors: Tensor | None, backgrounds
     shape = means.shape
     n_scenes, n_cameras = shape[0] if len(shape) == 3 else math.prod(shape[:-2]), viewmats.shape[-3]
     n_channels = output_channels(colors, form.depth_channel)
+    shared = n_scenes > 1 and colors is not None and colors.shape[: len(shape) - 2].numel() == 1
     plan = _plan(
         form, room, means.get_device(), n_scenes, n_cameras, shape[-2], n_channels,
-        colors.shape[-2] if form.sh_degree >= 0 else 1, 3 if colors is None else colors.shape[-1], with_net,
+        colors.shape[-2] if form.sh_degree >= 0 else 1, 3 if colors is None else colors.shape[-1], shared, with_net,
         0 if backgrounds is None else 1 if backgrounds.dim() == 2 else 2,
     )  # fmt: skip
     return plan, n_scenes * n_cameras, n_channels
@@ -409,7 +412,7 @@ def render(
     scales: Tensor | None,  # [..., N, 3]
     covars: Tensor | None,  # [..., N, 3, 3]
     opacities: Tensor,  # [..., N]
-    colors: Tensor | None,  # [..., (C,) N, D] or [..., (C,) N, K, 3]
+    colors: Tensor | None,  # [..., (C,) N, D] or [..., (C,) N, K, 3]; [1 ..., N, ...]: of all scenes
     viewmats: Tensor,  # [..., C, 4, 4]
     Ks: Tensor,  # [..., C, 3, 3]
     backgrounds: Tensor | None,  # [I, Dc] or [I, H, W, Dc], of the tile rows alone
@@ -428,7 +431,6 @@ def render(
     postprocess: PostProcess | None = None,
     keep_state: bool = False,
     capacities: tuple[int, int] | None = None,
-    stage_events: Sequence[torch.cuda.Event] | None = None,
     network: Network | None = None,
     network_input: NetworkInput | None = None,
     tile_rows: tuple[int, int] | None = None,
@@ -443,7 +445,7 @@ def render(
     Returns once the numbers of records and intersections are known, which is before the pixels are.
     ``capacities`` overrides what was learnt of them. With ``keep_state`` the state also holds what a backward
     pass starts from: each pixel's final transmittance and the place of its last record in its tile's list.
-    ``stage_events`` are six events that have been recorded before; they are recorded again around the stages.
+    Where a profiler asks for the stages (`rapfast.profiling`), events are recorded between them.
 
     While a CUDA graph is captured nothing can be read back, and the room is what it is: ``capacities``, or what
     calls of these sizes have learnt. So it is with ``memory`` and ``capacities``, where all is drawn in that memory.
@@ -497,14 +499,15 @@ def render(
     inputs = means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std
     net = operator_arguments(network, network_input)
     extras: dict[str, Any] = {}
-    if stage_events is not None:
-        extras["stage_events"] = torch.tensor([event.cuda_event for event in stage_events], dtype=torch.int64)
     if memory is not None:
         extras["memory"] = memory
     if out is not None:
         extras["out"] = out
     # The operator has no place for extras: they belong to one process and take no part in tracing.
     through_operator = not extras and is_watched(inputs)
+    stages = None if through_operator else native_stages(device)
+    if stages is not None:
+        extras["stage_events"] = torch.tensor(stages.handles, dtype=torch.int64)
     while True:
         room = _Room(record_capacity, capacity, keep_state, first_row, n_rows, fixed_room)
         if max_bytes is not None:
@@ -532,6 +535,8 @@ def render(
         capacity = max(capacity, _room(n_intersections))
         if capacities is None:
             learnt.grow((record_capacity, capacity))  # so that the next call refuses at once where this one does
+    if stages is not None:
+        stages.done()
     if capacities is None and not fixed_room:
         learnt.note((record_capacity, capacity), (n_records, n_intersections), n_pairs)
     if form.channels_first:

@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
     scales: Tensor | None  # [B, N, 3]
     covars: Tensor | None  # [B, N, 3, 3]
     opacities: Tensor  # [B, N]
-    colors: Tensor | None  # [B, (C,) N, D] or [B, (C,) N, K, 3]
+    colors: Tensor | None  # [B, (C,) N, D] or [B, (C,) N, K, 3]; [1, N, ...]: of all scenes
     viewmats: Tensor  # [B, C, 4, 4]
     Ks: Tensor  # [B, C, 3, 3]
     backgrounds: Tensor | None  # [I, D] or [I, H, W, D]
@@ -52,6 +52,10 @@ class Inputs(NamedTuple):
     @property
     def n_images(self) -> int:
         return self.viewmats.shape[0] * self.viewmats.shape[1]
+
+    @property
+    def colors_shared(self) -> bool:
+        return self.colors is not None and not self.per_camera and self.colors.shape[0] < self.means.shape[0]
 
     def part(self, first: int, count: int) -> Inputs:
         """The images [first, first + count): whole scenes, or cameras of one."""
@@ -72,7 +76,7 @@ class Inputs(NamedTuple):
             scales=cut(self.scales),
             covars=cut(self.covars),
             opacities=cut(self.opacities),
-            colors=cut(self.colors, self.per_camera),
+            colors=self.colors if self.colors_shared else cut(self.colors, self.per_camera),
             viewmats=cut(self.viewmats, True),
             Ks=cut(self.Ks, True),
             backgrounds=None if self.backgrounds is None else self.backgrounds[first : first + count],

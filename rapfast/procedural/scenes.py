@@ -25,7 +25,7 @@ def room(n_gaussians: int = 200_000, seed: int = 0, lighting: Lighting = DAY) ->
 def to_scene(made: Surface, sh: np.ndarray) -> Scene:
     """Flat Gaussians for the elements of a Surface with the colours sh [n, 16, 3]."""
     normal, tangent = made.normals, made.tangents
-    quats = _quaternions(np.stack([tangent, np.cross(normal, tangent), normal], 2))
+    quats = quaternions(np.stack([tangent, np.cross(normal, tangent), normal], 2))
     scales = np.concatenate([made.sigmas, np.full((len(made), 1), THICKNESS)], 1).clip(4e-4)
     opacities = np.full(len(made), 0.985)
     return Scene(
@@ -33,7 +33,7 @@ def to_scene(made: Surface, sh: np.ndarray) -> Scene:
     )
 
 
-def _quaternions(r: np.ndarray) -> np.ndarray:
+def quaternions(r: np.ndarray) -> np.ndarray:
     """Unit quaternions [n, 4], w x y z, of rotation matrices [n, 3, 3], by the largest of the four components
     (Shepperd 1978).
     """

@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rapfast._check import describe, flag
+from rapfast.profiling import section
 from rapfast.rvs.brisque_graphs import ScoreGraphs
 
 MODEL_FILE = Path(__file__).parent / "data" / "brisque_svr.npz"
@@ -96,6 +97,7 @@ class Brisque:
         """A copy, or another process's own, makes its graphs itself."""
         return Brisque, (self.device, self.dtype)
 
+    @section("score")
     def score(self, images: Tensor, *, check_finite: bool = False) -> Tensor:
         """The score of each picture, low for good.
 

@@ -79,7 +79,7 @@ def software(device: torch.device) -> dict[str, str | int]:
         found["device"] = torch.cuda.get_device_name(device)
         found["tf32"] = int(torch.backends.cudnn.allow_tf32) + 2 * int(torch.backends.cuda.matmul.allow_tf32)
     else:
-        found["device"] = info._cpu_name()
+        found["device"] = info.cpu_name()
         found["threads"] = torch.get_num_threads()
     return found
 

@@ -23,6 +23,7 @@ from rapfast import _check as check
 from rapfast.appearance import RapScene
 from rapfast.io.atomic import atomic_write
 from rapfast.io.files import PathLike
+from rapfast.profiling import section
 
 from .hashes import bytes_fingerprint, fingerprint, network_fingerprint, software
 
@@ -144,6 +145,7 @@ class FeatureMapCache:
         """Bytes of the files in the folder."""
         return self._disk.n_bytes if self._disk else 0
 
+    @section("map cache")
     def get(
         self,
         images: Tensor | Sequence[Tensor] | None = None,
@@ -191,7 +193,8 @@ class FeatureMapCache:
                 found[key] = hit
         for first in range(0, len(missing), _MADE_AT_ONCE):
             part = missing[first : first + _MADE_AT_ONCE]
-            sources = [self._image(places[key], images, keys, load) for key in part]
+            with section("load images"):
+                sources = [self._image(places[key], images, keys, load) for key in part]
             for key, made in zip(part, self._make(sources), strict=True):
                 found[key] = made
                 self._keep(key, made)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rapfast import _check as check
 from rapfast.io.atomic import atomic_path
+from rapfast.profiling import section
 
 DESTINATIONS = ("cpu", "pinned", "device")
 
@@ -59,6 +60,7 @@ class ViewBuffer:
                 self._put_range(slice(places[first], places[first] + i - first), part[first:i])
                 first = i
 
+    @section("wait for copies")
     def finish(self) -> Tensor:
         """The result, when all parts have arrived."""
         for turn in (self._turn, self._turn ^ 1):
@@ -95,6 +97,7 @@ class ViewBuffer:
         wait()
         return memory
 
+    @section("move")
     def _move(self, where: slice, memory: Tensor, arrived: torch.cuda.Event) -> None:
         """In the thread: from pinned memory to the result. torch copies on all cores, which share the page faults."""
         arrived.synchronize()

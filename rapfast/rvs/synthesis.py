@@ -28,6 +28,7 @@ from rapfast import _check as check
 from rapfast.appearance.features import Z_OFFSET, map_coordinates
 from rapfast.appearance.rap_scene import RapScene
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import count, section
 from rapfast.rvs.brisque import Brisque
 from rapfast.rvs.brisque_loop import BrisqueLoop, Shown, SyntheticViews, views_of
 from rapfast.rvs.draws import SpeculativeDraws
@@ -222,6 +223,7 @@ class RandomViewSynthesizer:
         return loop.views()
 
     @torch.no_grad()
+    @section("judge poses")
     def one_point(self, poses: Any) -> Any:
         """[P] bool, an array: whether RAP fails at poses [P, 3, 4], because exactly one of the scene's N Gaussians
         falls on the projected map. The device is read back once, and again where that is nearly so."""
@@ -300,6 +302,7 @@ class RandomViewSynthesizer:
                 buffer.finish()
             raise
 
+    @section("collect")
     def put(
         self, buffer: ViewBuffer, places: Sequence[int], images: Tensor, scores: Sequence[float] | None,
         are_pictures: bool,
@@ -312,6 +315,7 @@ class RandomViewSynthesizer:
         if self.on_progress is not None:
             self.on_progress(len(places))
 
+    @section("draw")
     def draw(
         self, viewmats: Tensor, ids: Sequence[int], weights: Sequence[float], postprocess: PostProcess | None = None,
         decoded: Tensor | None = None, maps: Tensor | Sequence[Tensor] | None = None,
@@ -319,6 +323,7 @@ class RandomViewSynthesizer:
         """[C, 3, h, w] on the device: finished images, or as `postprocess` says. With `decoded` of colours already
         made; with `maps` of the images `distinct(ids)`, where they are made already."""
         c = len(viewmats)
+        count("views", c)
         given: dict[str, Any] = {"decoded": decoded}
         if decoded is None:
             used = distinct(ids)

@@ -29,6 +29,7 @@ from rapfast.appearance import RapScene
 from rapfast.io.atomic import atomic_write
 from rapfast.io.files import PathLike, load_json
 from rapfast.postprocess import PostProcess
+from rapfast.profiling import section
 
 from .hashes import bytes_fingerprint, fingerprint, scene_fingerprint, software
 from .poses import as_numbers, as_poses
@@ -200,11 +201,13 @@ class ViewCache:
         """Of the shards on disk."""
         return sum(shard.n_bytes for shard in self._shards.values())
 
+    @section("fetch views")
     def fetch(self, keys: Sequence[ViewKey]) -> list[Found | None]:
         """What is kept of the views, None for those to render."""
         with self._lock:
             return [self._fetch(view) for view in keys]
 
+    @section("store views")
     def store(self, keys: Sequence[ViewKey], images: Tensor) -> None:
         """Keep rendered views: images [M, ...] on any device, one for each key. Those that are there are replaced."""
         if not isinstance(images, Tensor) or images.dim() < 2 or len(images) != len(keys):
