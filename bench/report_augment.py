@@ -51,11 +51,11 @@ def numbers(run: Any) -> dict[str, Numbers]:
 
 def augment_section(run: Any) -> list[str]:
     """The paragraphs for one machine, none where the run has no augmentation in it."""
-    from bench.report import _provenance
+    from bench.report_runs import provenance
 
     parts: list[str] = []
     for case, entry in numbers(run).items():
-        parts += [f"### Avatar augmentation, {case}, {run.device_name}", f"{_provenance(run)}. Seconds."]
+        parts += [f"### Avatar augmentation, {case}, {run.device_name}", f"{provenance(run)}. Seconds."]
         parts.append(_sets_table(entry))
         parts += [text for text in (_further_table(run, case, entry), _verdict(case, entry)) if text]
     return parts
@@ -63,7 +63,7 @@ def augment_section(run: Any) -> list[str]:
 
 def _sets_table(entry: Numbers) -> str:
     """N sets in both modes beside the seed's claims; rows by the formula are marked."""
-    from bench.report import _number, _table
+    from bench.report_runs import number, table
 
     measured = sorted(set(entry.by_mode.get("subprocess", {})) | set(entry.by_mode.get("batch", {})))
     rows = []
@@ -73,43 +73,44 @@ def _sets_table(entry: Numbers) -> str:
     for load in (0.0, MODEL_SECONDS):
         for n in MODELLED if not load else (*measured, *MODELLED):
             single, batch = (entry.modelled(mode, n, load) for mode in ("subprocess", "batch"))
-            how = "modelled" if not load else f"modelled, model {_number(load)} s"
+            how = "modelled" if not load else f"modelled, model {number(load)} s"
             if single and batch:
                 rows.append(_row(str(n), how, single, batch, SEED.get(n)))
     head = ["sets", "how", "a process a set", "batch", "ratio", "the seed's", "batch", "ratio"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _row(n: str, how: str, single: float | None, batch: float | None, claimed: tuple[int, int] | None) -> list[str]:
-    from bench.report import _number, _times
+    from bench.report import _times
+    from bench.report_runs import number
 
-    cells = [n, how, _number(single), _number(batch), _times(single, batch)]
-    return cells + ([_number(claimed[0]), _number(claimed[1]), _times(*claimed)] if claimed else ["–"] * 3)
+    cells = [n, how, number(single), number(batch), _times(single, batch)]
+    return cells + ([number(claimed[0]), number(claimed[1]), _times(*claimed)] if claimed else ["–"] * 3)
 
 
 def _further_table(run: Any, case: str, entry: Numbers) -> str | None:
     """What N sets take in a process that has done it before, by stage, and what a further one takes."""
-    from bench.report import _number, _table
+    from bench.report_runs import number, table
 
     stages = ("load_video", "precompute", "render", "finish")
     rows = []
     for mode, what in (("job", "without refiner"), ("job-refiner", "with the refiner")):
         for n, seconds in sorted(entry.by_mode.get(mode, {}).items()):
             took = run.augment[case, mode, n].get("stages") or {}
-            rows.append([what, str(n), *(_number(took.get(name)) for name in stages), _number(seconds), "–", "–"])
+            rows.append([what, str(n), *(number(took.get(name)) for name in stages), number(seconds), "–", "–"])
         further = entry.marginal(mode)
         if further:
-            rate = _number(entry.frames / further)
-            rows.append([what, "a further one", *["–"] * len(stages), _number(further), rate,
-                         _number(entry.frames / further / SEED_FRAMES_PER_SECOND)])  # fmt: skip
+            rate = number(entry.frames / further)
+            rows.append([what, "a further one", *["–"] * len(stages), number(further), rate,
+                         number(entry.frames / further / SEED_FRAMES_PER_SECOND)])  # fmt: skip
     if not rows:
         return None
     names = ["video", "precompute", "render", "finish films"]
-    return _table(["in one process", "sets", *names, "all", "frames / s", "times the seed's 17"], rows)
+    return table(["in one process", "sets", *names, "all", "frames / s", "times the seed's 17"], rows)
 
 
 def _verdict(case: str, entry: Numbers) -> str | None:
-    from bench.report import _number
+    from bench.report_runs import number
 
     further = entry.marginal("job")
     if not further or not case.endswith("512x512"):
@@ -117,6 +118,6 @@ def _verdict(case: str, entry: Numbers) -> str | None:
     times = entry.frames / further / SEED_FRAMES_PER_SECOND
     verdict = "met" if times >= BAR else "missed"
     return (
-        f"A further set without the refiner, films encoded beside: {_number(entry.frames / further)} frames a second, "
-        f"{_number(times)} times the seed's {_number(SEED_FRAMES_PER_SECOND)} (bar {BAR:.0f}: {verdict})."
+        f"A further set without the refiner, films encoded beside: {number(entry.frames / further)} frames a second, "
+        f"{number(times)} times the seed's {number(SEED_FRAMES_PER_SECOND)} (bar {BAR:.0f}: {verdict})."
     )

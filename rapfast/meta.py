@@ -34,6 +34,7 @@ class Meta(dict):
         super().__init__(entries)
         self._maker = maker
         self.is_live = is_live
+        self.means2d_of_views: tuple[Tensor, ...] | None = None  # see `rapfast.rasterization.rasterize_colored`
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
@@ -77,7 +78,9 @@ class Meta(dict):
         return ItemsView(self)
 
     def copy(self) -> Meta:
-        return Meta(dict(super().items()), self._maker, self.is_live)
+        copied = Meta(dict(super().items()), self._maker, self.is_live)
+        copied.means2d_of_views = self.means2d_of_views
+        return copied
 
     def __repr__(self) -> str:
         return f"Meta({', '.join(self)})"
@@ -98,8 +101,10 @@ class _Maker:
         n_gaussians: int,
         tiles: tuple[int, int],
         packed: bool,
+        make_means2d: Callable[[], Tensor] | None,
     ) -> None:
         self._make_records = make_records
+        self._make_means2d = make_means2d
         self._make_n_invalid = make_n_invalid
         self._make_overflowed = make_overflowed
         self._image_dims = image_dims
@@ -166,7 +171,7 @@ class _Maker:
 
     @property
     def means2d(self) -> Tensor:
-        return self._column("x", "y")
+        return self._column("x", "y") if self._make_means2d is None else self._make_means2d()
 
     @property
     def depths(self) -> Tensor:
@@ -244,19 +249,24 @@ def build_meta(
     height: int,
     packed: bool,
     make_overflowed: Callable[[], Tensor] | None = None,
+    make_means2d: Callable[[], Tensor] | None = None,
 ) -> Meta:
     """The meta of one call, with gsplat 1.5.3's keys, shapes and dtypes, and ``n_invalid`` [..., C] (int64):
     Gaussians of each view that were culled because they are not finite or degenerate.
 
     The functions give the call's records and counts, when the first entry that needs them is asked for. That of a
     call captured in a CUDA graph has ``make_overflowed``: each entry is then of the last replay at each look, and
-    ``overflowed`` (int64 [], on the device) is 1 where that had too little room and drew nothing but NaN.
+    ``overflowed`` (int64 [], on the device) is 1 where that had too little room and drew nothing but NaN. That of a
+    call that wants gradients has ``make_means2d``, which gives the tensor of the graph.
 
     Packed, per-record tensors are [M, ...] in order of image, then Gaussian. Dense, they are [..., C, N, ...] and
     0 where the Gaussian is not visible. The tile entries follow gsplat's bounding-box rule.
     """
     tiles = tiles_x, tiles_y = tile_grid(width, height)
-    maker = _Maker(make_records, make_n_invalid, make_overflowed, (*batch_dims, n_cameras), n_gaussians, tiles, packed)
+    image_dims = (*batch_dims, n_cameras)
+    maker = _Maker(
+        make_records, make_n_invalid, make_overflowed, image_dims, n_gaussians, tiles, packed, make_means2d
+    )
     ids = _LAZY if packed else None
     entries = {
         "batch_ids": ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from rapfast import ops, reference
 from rapfast.meta import Meta, build_meta
 from rapfast.ops import split
 from rapfast.ops._library import native
+from rapfast.ops.autograd import ColorStage
 from rapfast.ops.composite import PIXEL_TYPES, output_tensors
 from rapfast.ops.project import CAMERA_MODELS
 from rapfast.ops.render import Rendered
@@ -128,8 +130,8 @@ def rasterization(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. ``max_memory`` that the smallest
             part exceeds is told while rendering.
-        NotImplementedError: for gsplat's arguments listed above, for ``max_memory`` where a gradient is wanted, and
-            for a second derivative.
+        NotImplementedError: for gsplat's arguments listed above, for ``max_memory`` where a gradient is wanted, for it
+            and ``absgrad`` inside torch.compile, and for a second derivative.
 
     Differentiable in every tensor, once. ``meta["means2d"]`` is then part of the graph, so its ``retain_grad()`` works,
     and so are ``conics``, ``depths`` and ``opacities``. On the CPU gradients do not depend on the number of threads. On
@@ -145,7 +147,7 @@ def rasterization(
         alpha_cap,
     )  # fmt: skip
     # A loop's calls have the same options, whose checks take longer than all launches.
-    plain = _PLAIN_TYPES.issuperset(map(type, options))
+    plain = _PLAIN_TYPES.issuperset(map(type, options)) and not torch.compiler.is_compiling()
     settings = _check_options_once(*options) if plain else _check_options(*options)
     inputs = _check_inputs(means, quats, scales, covars, opacities, colors, viewmats, Ks, backgrounds, settings)
     if sparse_grad:
@@ -228,6 +230,61 @@ def rasterize_network(
     _check_postprocess(postprocess, network.n_channels, settings)
     _check_max_memory(max_memory)
     return _rapfast(inputs, settings, packed, postprocess, network, network_input, max_memory)
+
+
+def rasterize_colored(
+    means: Tensor,  # [N, 3]
+    quats: Tensor,  # [N, 4]
+    scales: Tensor,  # [N, 3]
+    opacities: Tensor,  # [N]
+    viewmats: Tensor,  # [C, 4, 4]
+    Ks: Tensor,  # [C, 3, 3]
+    backgrounds: Tensor | None,  # [C, D] or [C, H, W, D]
+    width: int,
+    height: int,
+    color_stage: ColorStage | None,
+    *,
+    colors: Tensor | None = None,  # without color_stage: [(C,) N, D] or [(C,) N, K, 3]
+    sh_degree: int | None = None,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    radius_clip: float = 0.0,
+    eps2d: float = 0.3,
+    render_mode: str = "RGB",
+    rasterize_mode: str = "classic",
+    alpha_cap: float = 0.999,
+    packed: bool = True,
+    postprocess: PostProcess | None = None,
+    max_memory: int | None = None,
+) -> tuple[Tensor, Tensor, Meta]:
+    """As `rasterization` by backend "rapfast", differentiably, with the visible pairs coloured by ``color_stage`` or
+    from ``colors``. Where meta is dense, ``meta.means2d_of_views`` are the rows of its means2d, one tensor a view, and
+    of the graph as well."""
+    settings = _check_settings(
+        width, height, near_plane, far_plane, radius_clip, eps2d, sh_degree, render_mode, rasterize_mode, "pinhole",
+        alpha_cap,
+    )  # fmt: skip
+    check.flag("packed", packed)
+    given = means, quats, scales, None, opacities, colors, viewmats, Ks, backgrounds
+    inputs = _check_inputs(*given, settings, color_stage)
+    _check_postprocess(postprocess, color_stage.n_channels if color_stage else colors.shape[-1], settings)
+    if _check_max_memory(max_memory) is not None:
+        raise NotImplementedError(
+            f"max_memory={max_memory} is not supported where a gradient is wanted, nor inside torch.compile"
+        )
+    if means.device.type == "cuda":
+        require_cuda(means)
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a gradient is wanted, for which a count is read back, and nothing can be while a CUDA graph is "
+                "captured: capture under torch.no_grad(), or call outside of the capture"
+            )
+        if torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "a scene with a colour network cannot be rendered on a GPU inside torch.compile: wrap the call in "
+                "torch.compiler.disable"
+            )
+    return _with_grad(inputs, settings, packed, postprocess, False, False, color_stage, by_view=not packed)
 
 
 class _Settings(NamedTuple):
@@ -327,7 +384,7 @@ def _refuse_unsupported(**arguments: tuple[Any, bool]) -> None:
 
 def _check_inputs(
     means: Any, quats: Any, scales: Any, covars: Any, opacities: Any, colors: Any, viewmats: Any, Ks: Any,
-    backgrounds: Any, s: _Settings, network: ops.Network | None = None,
+    backgrounds: Any, s: _Settings, network: ops.Network | ColorStage | None = None,
 ) -> _Inputs:  # fmt: skip
     if covars is None and backgrounds is None and network is None:
         inputs = _Inputs(means, quats, scales, None, opacities, colors, viewmats, Ks, None)
@@ -412,7 +469,7 @@ def _fit_at_a_glance(inputs: _Inputs, sh_degree: int | None) -> bool:
     )
 
 
-def _color_channels(colors: Tensor | None, network: ops.Network | None) -> int:
+def _color_channels(colors: Tensor | None, network: ops.Network | ColorStage | None) -> int:
     return colors.shape[-1] if network is None else network.n_channels
 
 
@@ -441,20 +498,24 @@ def _rapfast(
     device = inputs.means.device
     if forward_ad._current_level >= 0:
         _refuse_tangents(inputs)
-    if torch.is_grad_enabled():
+    # A compiler takes this way without gradients too: no size is read on it.
+    is_traced = torch.compiler.is_compiling() and network is None
+    if torch.is_grad_enabled() or is_traced:
         if device.type not in ("cpu", "cuda") or network is not None:
             refuse_gradients(inputs)
-        elif wanted := [name for name, x in inputs._asdict().items() if x is not None and x.requires_grad]:
+        elif is_traced or any(x is not None and x.requires_grad for x in inputs):
             if max_memory is not None:
                 raise NotImplementedError(
-                    f"max_memory={max_memory} is not supported where a gradient is wanted: {wanted[0]} requires one"
+                    f"max_memory={max_memory} is not supported where a gradient is wanted"
+                    + (", nor inside torch.compile" if is_traced else f": {_first_wanted(inputs)} requires one")
                 )
             if device.type == "cuda":
                 require_cuda(inputs.means)
-                if torch.cuda.is_current_stream_capturing():
+                if not is_traced and torch.cuda.is_current_stream_capturing():
                     raise RuntimeError(
-                        f"{wanted[0]} requires a gradient, for which a count is read back, and nothing can be while a "
-                        "CUDA graph is captured: capture under torch.no_grad(), or call outside of the capture"
+                        f"{_first_wanted(inputs)} requires a gradient, for which a count is read back, and nothing can "
+                        "be while a CUDA graph is captured: capture under torch.no_grad(), or call outside of the "
+                        "capture"
                     )
             if absgrad and torch.compiler.is_compiling():
                 raise NotImplementedError("absgrad must be False inside torch.compile, which cannot trace it, got True")
@@ -555,24 +616,37 @@ def _rapfast(
     return images.reshape(*batch_dims, c, *images.shape[1:]), alphas.reshape(*batch_dims, c, *alphas.shape[1:]), meta
 
 
+def _first_wanted(inputs: _Inputs) -> str:
+    return next(name for name, x in inputs._asdict().items() if x is not None and x.requires_grad)
+
+
 _BUILT_WITH_CUDA = native.build_info()["cuda"] is not None
 
 
 def _with_grad(
-    inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None, absgrad: bool, sparse_grad: bool
-) -> tuple[Tensor, Tensor, Meta]:
+    inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None, absgrad: bool, sparse_grad: bool,
+    color_stage: ColorStage | None = None, by_view: bool = False,
+) -> tuple[Tensor, Tensor, Meta]:  # fmt: skip
     """The call where an input requires a gradient: the same pixels, with a graph behind them."""
-    with torch.autocast(inputs.means.device.type, enabled=False):
+    device = inputs.means.device.type
+    # To turn nothing off takes as long as a launch.
+    is_on = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if is_on else contextlib.nullcontext():
         drawn = ops.render_with_grad(
             **inputs._asdict(), width=s.width, height=s.height, camera_model=s.camera_model, antialiased=s.antialiased,
             eps2d=s.eps2d, near_plane=s.near_plane, far_plane=s.far_plane, radius_clip=s.radius_clip,
             sh_degree=s.sh_degree, render_mode=s.render_mode, alpha_cap=s.alpha_cap, postprocess=postprocess,
-            packed=packed, absgrad=absgrad, sparse_grad=sparse_grad,
+            packed=packed, absgrad=absgrad, sparse_grad=sparse_grad, color_stage=color_stage, by_view=by_view,
         )  # fmt: skip
     batch_dims, n, c = tuple(inputs.means.shape[:-2]), inputs.means.shape[-2], inputs.viewmats.shape[-3]
-    meta = build_meta(drawn.make_records, drawn.make_n_invalid, batch_dims, c, n, s.width, s.height, packed)
-    meta["means2d"] = drawn.means2d
-    images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (drawn.images, drawn.alphas))
+    meta = build_meta(
+        drawn.make_records, drawn.make_n_invalid, batch_dims, c, n, s.width, s.height, packed,
+        make_means2d=drawn.make_means2d,
+    )  # fmt: skip
+    meta.means2d_of_views = drawn.means2d_of_views
+    images, alphas = drawn.images, drawn.alphas
+    if batch_dims:
+        images, alphas = (x.reshape(*batch_dims, c, *x.shape[1:]) for x in (images, alphas))
     return images, alphas, meta
 
 

@@ -312,24 +312,6 @@ def test_colors_that_are_not_finite_are_counted_not_drawn(rap):
     assert float((render(rest)[0] - images).abs().max()) < 1e-12
 
 
-def test_gradients_are_refused_or_given(rap):
-    maps = APPEARANCE.maps.clone().requires_grad_()
-    with pytest.raises(NotImplementedError, match="feature_maps requires a gradient"):
-        render(rap, feature_maps=maps)
-    with torch.no_grad():
-        render(rap, feature_maps=maps)
-    trained = ColorNet.from_state_dict(STATE).requires_grad_()
-    scene = RapScene(rap.scene, rap.box_coord, rap.feature_map_net, trained)
-    with pytest.raises(NotImplementedError, match="color_net requires a gradient"):
-        render(scene)
-    weights = torch.tensor(WEIGHTS, dtype=torch.float64, requires_grad=True)
-    images = render(scene, [0, 1], feature_maps=maps, view_weights=weights[:2], backend="reference")[0]
-    images.square().mean().backward()
-    for leaf in (maps, weights, trained.encoder.lin0.weight):
-        assert leaf.grad.isfinite().all()
-        assert leaf.grad.abs().max() > 0
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [

@@ -766,7 +766,7 @@ def test_opcheck(options, monkeypatch):
         calls.append(arguments)
         return operator(*arguments)
 
-    monkeypatch.setattr(native_render, "_is_watched", lambda tensors: True)  # else no operator is called
+    monkeypatch.setattr(native_render, "is_watched", lambda tensors: True)  # else no operator is called
     monkeypatch.setattr(native_render, "render_op", record)
     render(scene, backgrounds=random_backgrounds(scene, kind, channels), keep_state=True, **options)
     torch.library.opcheck(operator, calls[-1], test_utils=("test_schema", "test_faketensor"))

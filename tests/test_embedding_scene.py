@@ -194,23 +194,6 @@ def test_a_changed_network_is_seen_and_a_copy_keeps_its_own(form):
     assert prepared.n_bytes > N * (96 + 64) * (2 if form.half else 4)
 
 
-def test_gradients_are_refused_or_given():
-    embeddings = embeddings_of(32).requires_grad_()
-    with pytest.raises(NotImplementedError, match="embeddings requires a gradient"):
-        render(made(CPU64), CPU64, embeddings=embeddings)
-    with torch.no_grad():
-        want = render(made(CPU64), CPU64, embeddings=embeddings)[0]
-    scene = made(CPU64)
-    got = render(scene, CPU64, embeddings=embeddings, backend="reference")[0]
-    assert float((got.detach() - want).abs().max()) < 1e-10
-    got.square().mean().backward()
-    assert embeddings.grad[[0, 1, 3]].abs().amin(0).max() > 0
-    assert not embeddings.grad[2].any(), "its weight is 0"
-    scene.color_net.requires_grad_()
-    with pytest.raises(NotImplementedError, match="color_net requires a gradient"):
-        render(scene, CPU64)
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [

@@ -501,44 +501,6 @@ def test_alpha_cap_passes_no_gradient() -> None:
     assert torch.autograd.grad(below, scene["opacities"])[0].item() > 0
 
 
-# --------------------------------------------------------------------------------------- operators
-
-
-def operator_samples(packed: bool) -> dict[str, list[tuple[Any, ...]]]:
-    """Arguments of the operators of the backward, as a call gives them."""
-    calls: dict[str, list[tuple[Any, ...]]] = {"means2d": [], "pixels_bwd": [], "gaussians_bwd": []}
-    originals = render_bwd.means2d_op, render_bwd.pixels_bwd_op, render_bwd.gaussians_bwd_op
-
-    def recorder(name: str, op: Any) -> Any:
-        def record(*arguments: Any) -> Any:
-            calls[name].append(arguments)
-            return op(*arguments)
-
-        return record
-
-    try:
-        render_bwd.means2d_op, render_bwd.pixels_bwd_op, render_bwd.gaussians_bwd_op = (
-            recorder(name, op) for name, op in zip(calls, originals, strict=True)
-        )
-        gradients(crowd(300, 2, sh_degree=1), "cuda", width=WIDTH, height=HEIGHT, sh_degree=1, packed=packed)
-    finally:
-        render_bwd.means2d_op, render_bwd.pixels_bwd_op, render_bwd.gaussians_bwd_op = originals
-    return calls
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_opcheck(packed: bool) -> None:
-    torch.use_deterministic_algorithms(True)  # the schema test runs an operator twice and compares
-    try:
-        for name, samples in operator_samples(packed).items():
-            assert samples, name
-            for arguments in samples:
-                op = getattr(torch.ops.rapfast, name).default
-                torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 def test_nothing_is_read_back_but_the_counts() -> None:
     """One stop in a step of training: where the forward learns its counts."""
     leaves = {k: x.float().cuda().requires_grad_() for k, x in crowd(500, 2, sh_degree=1).items()}

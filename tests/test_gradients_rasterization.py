@@ -392,21 +392,31 @@ def test_an_input_changed_in_place_before_backward_is_an_error() -> None:
         images.sum().backward()
 
 
-def test_inside_a_compiled_function() -> None:
-    """With graph breaks, where the number of records is read, and to the same bits."""
-    scene = make_scene(20, 1, 1, seed=33)
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("mode", "sh_degree"), [("RGB", 1), ("RGB+ED", None), ("D", 2)])
+def test_whole_graphs_are_compiled(packed: bool, mode: str, sh_degree: int | None) -> None:
+    """Without a break and to the same bits, whatever the number of records; also where no gradient is wanted."""
+    scene = make_scene(30, 2, sh_degree, seed=33)
+    options = {"packed": packed, "render_mode": mode}
 
     def loss(leaves: dict[str, Tensor]) -> Tensor:
-        images, alphas, _ = rasterization(**(scene | leaves), render_mode="RGB+ED")
-        return images.square().sum() + alphas.sum()
+        images, alphas, meta = rasterization(**(scene | leaves), **options)
+        return images.square().sum() + alphas.sum() + 1e-3 * meta["means2d"].square().sum()
 
-    results = []
-    for run in (loss, torch.compile(loss, backend="aot_eager")):
-        leaves = leaves_of(scene)
-        run(leaves).backward()
-        results.append([x.grad for x in leaves.values()])
-    for want, got in zip(*results, strict=True):
-        assert_same(got, want)
+    torch._dynamo.reset()  # the forms before are of the same code, of which only so many are kept
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for n in (30, 10):
+        scene["opacities"][n:] = 0  # fewer records
+        results = []
+        for run in (loss, compiled):
+            leaves = leaves_of(scene)
+            run(leaves).backward()
+            results.append([x.grad for x in leaves.values() if x.grad is not None])
+        assert len(results[0]) >= 6
+        for want, got in zip(*results, strict=True):
+            assert_same(got, want)
+    with torch.no_grad():
+        assert_same(compiled(leaves), loss(leaves))
 
 
 def test_forward_mode_is_refused() -> None:

@@ -315,34 +315,132 @@ def test_rapfasts_own_cameras(rap):
 
 
 def test_gradients_of_rapfasts_own_cameras(rap):
-    """They flow to the poses, or are refused: never lost in silence."""
+    """They flow to the poses, by every call and backend."""
     viewmats = A.viewmats.clone().requires_grad_()
     Ks = A.Ks.clone().requires_grad_()
-    results = batch(rap, Cameras(viewmats, Ks, WIDTH, HEIGHT), view_weights=1.0, backend="reference")
-    got = torch.autograd.grad(sum(result["render"].square().sum() for result in results), (viewmats, Ks))
+    posed = Cameras(viewmats, Ks, WIDTH, HEIGHT)
     colors = rap.render(
         viewmats, Ks, WIDTH, HEIGHT, feature_maps=A.maps, map_ids=MAP_IDS,
         backgrounds=BACKGROUND.double().expand(C, 3), backend="reference",
     )[0]  # fmt: skip
-    for gradient, want in zip(got, torch.autograd.grad(colors.square().sum(), (viewmats, Ks)), strict=True):
-        assert want.abs().amax((1, 2)).min() > 1
-        assert float((gradient - want).abs().max() / want.abs().max()) < 1e-10
-    posed = Cameras(viewmats, A.Ks, WIDTH, HEIGHT)
-    with pytest.raises(NotImplementedError, match="viewmats requires a gradient"):
-        batch(rap, posed)
-    with pytest.raises(NotImplementedError, match="viewmats requires a gradient"):
-        render(rap, posed[1], PIPE, BACKGROUND, feature_map=A.maps[0])
-    given = torch.rand(N, 3, dtype=torch.float64)
-    gradients = [
-        torch.autograd.grad(
-            render(rap, posed[1], PIPE, BACKGROUND, override_colors=given, **changes)["render"].sum(), viewmats
-        )[0]
-        for changes in ({}, {"backend": "reference"})
-    ]
-    assert gradients[1][1].abs().max() > 1 and gradients[1][[0, 2, 3]].count_nonzero() == 0
-    assert float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()) < 1e-10
+    wanted = torch.autograd.grad(colors.square().sum(), (viewmats, Ks))
+    assert all(want.abs().amax((1, 2)).min() > 1 for want in wanted)
+    for backend in ("reference", "rapfast"):
+        results = batch(rap, posed, view_weights=1.0, backend=backend)
+        singles = [render(rap, posed[i], PIPE, BACKGROUND, feature_map=A.maps[MAP_IDS[i]]) for i in range(C)]
+        for drawn in (results, singles):
+            got = torch.autograd.grad(sum(result["render"].square().sum() for result in drawn), (viewmats, Ks))
+            for gradient, want in zip(got, wanted, strict=True):
+                assert float((gradient - want).abs().max() / want.abs().max()) < 1e-10
     with torch.no_grad():
-        batch(rap, posed)
+        assert not batch(rap, posed)[0]["render"].requires_grad
+
+
+TRANSFORM = torch.tensor([[1.0, 0.02, 0.0, 0.05], [-0.02, 1.0, 0.01, 0.0], [0.0, -0.01, 0.98, -0.03]]).double()
+
+
+@pytest.mark.parametrize("harmonics", [False, True])
+@pytest.mark.parametrize(
+    "call", ["plain", "deblurring", "another camera", "scales", "given colours", "stored", "cached", "cached and moved"]
+)
+def test_gradients_of_every_call_are_those_of_plain_torch(rap, call, harmonics):
+    """RAP's arguments with a graph behind the picture: to all that was given, and to viewspace_points."""
+    results = []
+    for backend in ("reference", "rapfast"):
+        geometry = Scene(A.means, A.quats, A.scales, A.opacities, intrinsic=A.intrinsic)
+        scene = RapScene(
+            geometry, A.box_coord, rap.feature_map_net, rap.color_net, {"use_colors_precomp": not harmonics}
+        )
+        leaves = {name: getattr(scene.scene, name).clone() for name in ("means", "quats", "opacities", "intrinsic")}
+        leaves |= {"viewmat": A.viewmats[1].clone(), "other": A.viewmats[2].clone(), "map": A.maps[0].clone(),
+                   "transform": TRANSFORM.clone(), "weight": torch.tensor(1.4, dtype=torch.float64),
+                   "colors": torch.rand(N, 3, generator=torch.Generator().manual_seed(3)).double()}  # fmt: skip
+        for name, x in leaves.items():
+            x.requires_grad_()
+            if hasattr(scene.scene, name):
+                setattr(scene.scene, name, x)
+        cameras = {name: Cameras(leaves[name][None], A.Ks[:1], WIDTH, HEIGHT) for name in ("viewmat", "other")}
+        fed = {"feature_map": leaves["map"], "view_weight": leaves["weight"]}
+        options = {
+            "plain": fed,
+            "deblurring": fed | {"means_transform": leaves["transform"]},
+            "another camera": fed | {"other_viewpoint_camera": cameras["other"], "with_depth": True},
+            "scales": fed | {"scaling_modifier": 1.3},
+            "given colours": {"override_colors": leaves["colors"], "with_depth": True},
+            "stored": fed | {"store_cache": True},
+            "cached": {"use_cache": True},
+            "cached and moved": {"use_cache": True, "means_transform": leaves["transform"]},
+        }[call]
+        if "use_cache" in options:
+            render(scene, cameras["other"], PIPE, BACKGROUND, **fed, store_cache=True, backend=backend)
+        result = render(scene, cameras["viewmat"], PIPE, BACKGROUND, **options, backend=backend)
+        loss = result["render"].square().sum()
+        if "with_depth" in options:
+            loss = loss + result["depth"].sum()
+        names = list(leaves)
+        watched = [leaves[name] for name in names]
+        if backend == "rapfast":
+            loss.backward(retain_graph=True)
+            points = result["viewspace_points"]
+            assert points.shape == points.grad.shape == (N, 2)
+            assert points.grad[~result["visibility_filter"]].count_nonzero() == 0
+            assert points.grad[result["visibility_filter"]].any()
+            with torch.no_grad():
+                without = render(scene, cameras["viewmat"], PIPE, BACKGROUND, **options)
+            assert furthest(result["render"].detach(), without["render"]) < 1e-11
+        found = torch.autograd.grad(loss, watched, allow_unused=True)
+        results.append({name: x for name, x in zip(names, found, strict=True) if x is not None and x.any()})
+    want, got = results
+    assert got.keys() == want.keys()
+    assert ("transform" in want) == ("means_transform" in options)
+    assert ("weight" in want) == ("intrinsic" in want) == (call != "given colours")
+    for name, gradient in want.items():
+        assert float((got[name] - gradient).abs().max() / gradient.abs().max()) < 1e-9, name
+
+
+def test_viewspace_points_have_the_gradient_by_pixels(rap):
+    """Each view's own, as the whole call's means2d has it."""
+    rap.scene.means = rap.scene.means.clone().requires_grad_()
+    results = batch(rap, view_weights=1.0)
+    sum(result["render"].square().sum() for result in results).backward()
+    colors, _, meta = rap.render(
+        A.viewmats, A.Ks, WIDTH, HEIGHT, feature_maps=A.maps, map_ids=MAP_IDS, packed=False,
+        backgrounds=BACKGROUND.double().expand(C, 3),
+    )  # fmt: skip
+    meta["means2d"].retain_grad()
+    colors.square().sum().backward()
+    for view, result in enumerate(results):
+        want = meta["means2d"].grad[view]
+        assert want.any()
+        assert float((result["viewspace_points"].grad - want).abs().max() / want.abs().max()) < 1e-12
+
+
+def test_a_weight_that_is_trained(rap):
+    """On the scene or a camera, as RAP names it."""
+    own = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    its = torch.tensor([1.3], dtype=torch.float64, requires_grad=True)
+    rap.colornet_inter_weight = own
+    cameras = [camera(i, colornet_inter_weight=w) for i, w in enumerate((None, its, 0.5, None))]
+    results = batch(rap, cameras)
+    want = batch(rap, view_weights=[0.7, 1.3, 0.5, 0.7])
+    for x, y in zip(results, want, strict=True):
+        assert float((x["render"] - y["render"]).detach().abs().max()) < 1e-12
+    results[1]["render"].sum().backward(retain_graph=True)
+    assert its.grad.any() and not own.grad.any()
+    results[0]["render"].sum().backward()
+    assert own.grad.any()
+
+
+def test_a_cache_that_would_cut_off_a_gradient(rap):
+    with torch.no_grad():
+        render(rap, camera(0), PIPE, BACKGROUND, feature_map=A.maps[0], store_cache=True)
+    viewmats = A.viewmats[1:2].clone().requires_grad_()
+    posed = Cameras(viewmats, A.Ks[1:2], WIDTH, HEIGHT)
+    render(rap, posed, PIPE, BACKGROUND, use_cache=True)["render"].sum().backward()
+    assert viewmats.grad.any(), "a pose, of which the cache was not made"
+    rap.color_net.encoder.requires_grad_()
+    with pytest.raises(RuntimeError, match="takes a cache that was stored in one"):
+        render(rap, posed, PIPE, BACKGROUND, use_cache=True)
 
 
 def test_fields_of_view_in_place_of_K(rap):

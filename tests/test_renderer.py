@@ -792,7 +792,7 @@ def test_who_watches():
     watched: list[bool] = []
 
     def look(x: Tensor) -> Tensor:
-        watched.append(native_render._is_watched((x, None)))
+        watched.append(native_render.is_watched((x, None)))
         return x + 1
 
     look(plain)
@@ -838,7 +838,7 @@ def test_opcheck_of_the_operator(fixed_room, monkeypatch):
         calls.append(arguments)
         return operator(*arguments)
 
-    monkeypatch.setattr(native_render, "_is_watched", lambda tensors: True)
+    monkeypatch.setattr(native_render, "is_watched", lambda tensors: True)
     monkeypatch.setattr(native_render, "render_op", record)
     ops.render(*native_arguments(scene), **SETTINGS)
     names = [argument.name for argument in operator._schema.arguments]

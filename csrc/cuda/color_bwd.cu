@@ -121,15 +121,15 @@ __global__ void __launch_bounds__(kSeenThreads, kDegree >= 4 ? 2 : kDegree == 3 
     Vec3<float> v_mean = {0.f, 0.f, 0.f};
     float v_coeffs[kOwnRows ? 1 : 4 * kPitch] = {};
 
+    // The next view's gradient is on its way while this one's is used.
+    const auto fetch = [&](int k) {
+      const int64_t m = exists && k < n_cameras ? record_of(s, k, row) : -1;
+      return m >= 0 ? __ldg(reinterpret_cast<const float4*>(a.rows + m * a.stride + kRowColor)) : float4{};
+    };
+    float4 next = fetch(0);
     for (int k = 0; k < n_cameras; ++k) {
-      const int64_t m = exists ? record_of(a.seen, chunk, k, row) : -1;
-      float v_color[3] = {0.f, 0.f, 0.f};
-      if (m >= 0) {
-        const float4 v = __ldg(reinterpret_cast<const float4*>(a.rows + m * a.stride + kRowColor));
-        v_color[0] = v.x;
-        v_color[1] = v.y;
-        v_color[2] = v.z;
-      }
+      float v_color[3] = {next.x, next.y, next.z};
+      next = fetch(k + 1);
       const bool has = v_color[0] != 0.f || v_color[1] != 0.f || v_color[2] != 0.f;
       if (!__any_sync(kFullWarp, has)) continue;
       Vec3<float> v_direction = {0.f, 0.f, 0.f};

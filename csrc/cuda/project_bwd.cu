@@ -115,14 +115,17 @@ __global__ void __launch_bounds__(kSeenThreads, 4)
     float v_opacity = 0.f;
     bool reached = false;  // by a gradient
 
+    // The next view's gradient is on its way while this one's is used.
+    const auto fetch = [&](int k) {
+      const int64_t m = exists && k < n_cameras ? record_of(s, k, row) : -1;
+      if (m < 0) return Record<float>{0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
+      return record_gradient(a.from, m, chunk.first_image + k, chunk.first_word * 32 + row);
+    };
+    Record<float> next = fetch(0);
     for (int k = 0; k < n_cameras; ++k) {
-      const int64_t m = exists ? record_of(a.seen, chunk, k, row) : -1;
-      Record<float> v_record;
-      bool has = m >= 0;
-      if (has) {
-        v_record = record_gradient(a.from, m, chunk.first_image + k, chunk.first_word * 32 + row);
-        has = any_nonzero(v_record);
-      }
+      const Record<float> v_record = next;
+      next = fetch(k + 1);
+      const bool has = any_nonzero(v_record);
       if (!__any_sync(kFullWarp, has)) continue;
       ViewGrad<float> v_view = {};
       if (has) {

@@ -11,7 +11,7 @@ namespace rapfast {
 
 constexpr int kSeenThreads = 128, kSeenWarps = kSeenThreads / 32;
 constexpr int kSeenGaussians = 32 * kChunkWords;  // of a chunk
-constexpr int kViewGroup = 64;                    // views that a launch takes; later ones add to the first one's sums
+constexpr int kViewGroup = 32;                    // views that a launch takes; later ones add to the first one's sums
 
 // The views of a launch, of every scene.
 struct ViewGroup {
@@ -21,6 +21,8 @@ struct ViewGroup {
 struct SeenShared {
   uint32_t any[kChunkWords];        // Gaussians that some view of the group saw
   uint16_t rows[kSeenGaussians];    // their numbers in the chunk
+  // The chunk's ballots and word_bases: of each view a warp would wait for two loads, one after the other.
+  uint32_t bits[kViewGroup][kChunkWords], bases[kViewGroup][kChunkWords];
 };
 
 // A block's chunk.
@@ -51,10 +53,13 @@ __device__ __forceinline__ int find_rows(const SeenBy& seen, const ViewGroup& gr
   __syncthreads();
   const int word = threadIdx.x % kChunkWords;
   uint32_t any = 0;
-  if (c.first_word + word < c.n_words) {
-    for (int k = threadIdx.x / kChunkWords; k < group.n_cameras; k += kSeenThreads / kChunkWords) {
-      any |= seen.ballots[(c.first_image + k) * c.n_words + c.first_word + word];
-    }
+  for (int k = threadIdx.x / kChunkWords; k < group.n_cameras; k += kSeenThreads / kChunkWords) {
+    const bool exists = c.first_word + word < c.n_words;
+    const int64_t at = (c.first_image + k) * c.n_words + c.first_word + word;
+    const uint32_t bits = exists ? seen.ballots[at] : 0;
+    s.bits[k][word] = bits;
+    s.bases[k][word] = exists ? seen.word_bases[at] : 0;
+    any |= bits;
   }
   if (any != 0) atomicOr(&s.any[word], any);
   __syncthreads();
@@ -73,17 +78,24 @@ __device__ __forceinline__ int find_rows(const SeenBy& seen, const ViewGroup& gr
 }
 
 // The record of Gaussian `row` of the chunk in view k of the group, -1 where the view did not see it.
-__device__ __forceinline__ int64_t record_of(const SeenBy& seen, const SeenChunk& c, int k, int row) {
-  const int64_t word = (c.first_image + k) * c.n_words + c.first_word + row / 32;
-  const uint32_t bits = __ldg(seen.ballots + word);
+__device__ __forceinline__ int64_t record_of(const SeenShared& s, int k, int row) {
+  const uint32_t bits = s.bits[k][row / 32];
   if ((bits >> row % 32 & 1u) == 0) return -1;
-  return int64_t(__ldg(seen.word_bases + word)) + __popc(bits & ((1u << row % 32) - 1));
+  return int64_t(s.bases[k][row / 32]) + __popc(bits & ((1u << row % 32) - 1));
 }
 
 // Zeros for the chunk's Gaussians that no view saw: [N, width].
 __device__ __forceinline__ void zero_unseen(float* to, int width, const SeenChunk& c, const SeenShared& s) {
   if (to == nullptr) return;
   to += c.first_gaussian * width;
+  if (width % 4 == 0) {
+    const int quads = width / 4;
+    for (int i = threadIdx.x; i < c.n_gaussians * quads; i += kSeenThreads) {
+      const int row = i / quads;
+      if ((s.any[row / 32] >> row % 32 & 1u) == 0) reinterpret_cast<float4*>(to)[i] = float4{};
+    }
+    return;
+  }
   for (int i = threadIdx.x; i < c.n_gaussians * width; i += kSeenThreads) {
     const int row = i / width;
     if ((s.any[row / 32] >> row % 32 & 1u) == 0) to[i] = 0.f;

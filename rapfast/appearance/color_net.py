@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,28 @@ from rapfast.appearance.features import positional_encoding, view_directions
 from rapfast.appearance.state_dict import check_shapes, check_state, without_compile_prefix
 
 BLOCKS = ("encoder", "decoder", "color_decoder")
+
+
+class Weights(NamedTuple):
+    """The tensors of a colour network without its modules: what an operator is given. Lists of (weight, bias)."""
+
+    encoder: list[tuple[Tensor, Tensor]]
+    decoder: list[tuple[Tensor, Tensor]]
+    color_decoder: list[tuple[Tensor, Tensor]]  # empty where the decoder puts out spherical harmonics
+    n_frequencies: int | None
+
+    @property
+    def n_position(self) -> int:
+        """Numbers of the encoded position."""
+        return 0 if self.n_frequencies is None else 3 + 6 * self.n_frequencies
+
+    @property
+    def n_intrinsic(self) -> int:
+        return self.decoder[0][0].shape[1] - self.encoder[-1][0].shape[0]
+
+    @property
+    def n_appearance(self) -> int:
+        return self.encoder[0][0].shape[1] - self.n_position - self.n_intrinsic
 
 
 class ReluNet(nn.Module):
@@ -31,6 +53,10 @@ class ReluNet(nn.Module):
     def tensors(self) -> list[Tensor]:
         """Weights and biases, for each call to look at: `parameters()` takes a hundred microseconds for a network."""
         return [tensor for layer in self._modules.values() for tensor in layer._parameters.values()]
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """(weight, bias) of each layer."""
+        return [(layer.weight, layer.bias) for layer in self._modules.values()]
 
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.children()):
@@ -87,6 +113,11 @@ class ColorNet(nn.Module):
         """Weights and biases of all blocks."""
         head = [] if self.color_decoder is None else self.color_decoder.tensors()
         return self.encoder.tensors() + self.decoder.tensors() + head
+
+    def weights(self) -> Weights:
+        """The same, block by block."""
+        head = [] if self.color_decoder is None else self.color_decoder.pairs()
+        return Weights(self.encoder.pairs(), self.decoder.pairs(), head, self.n_frequencies)
 
     @classmethod
     def from_state_dict(

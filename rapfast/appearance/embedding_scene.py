@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from rapfast import _check as check
 from rapfast import ops
 from rapfast.appearance.color_net import ColorNet
+from rapfast.appearance.color_records import NetColors
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision
-from rapfast.appearance.view_inputs import check_weights, refuse_gradients, refuse_precision, weights_like
+from rapfast.appearance.net_outputs import NetInputs
+from rapfast.appearance.view_inputs import (
+    check_weights,
+    refuse_precision,
+    wants_gradient,
+    weight_tensor,
+    weights_like,
+)
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
-from rapfast.rasterization import BACKENDS, rasterization, rasterize_network
+from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_colored, rasterize_network
 from rapfast.scene import Scene
 
 
@@ -120,18 +129,29 @@ class EmbeddingScene:
             "postprocess": postprocess, "max_memory": max_memory,
         }  # fmt: skip
         if backend == "rapfast":
-            refuse_gradients(
-                means=scene.means, quats=scene.quats, scales=scene.scales, opacities=scene.opacities,
-                intrinsic=scene.intrinsic, color_net=self.color_net.tensors(), viewmats=viewmats, Ks=Ks,
-                backgrounds=backgrounds, embeddings=embeddings, view_weights=view_weights,
-            )  # fmt: skip
-            given = ops.NetworkInput(
-                "embedding",
-                torch.tensor(weights, dtype=torch.float64),
-                features=embeddings.detach().contiguous(),
-            )
-            network = self.prepare(precision).network
-            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, network, given, **options)
+            half = half_precision(precision, scene.means)
+
+            def native() -> tuple[ops.Network, ops.NetworkInput]:
+                fed = torch.tensor(weights, dtype=torch.float64)
+                given = ops.NetworkInput("embedding", fed, features=embeddings.detach().contiguous())
+                return self.prepare(precision).network, given
+
+            trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
+            if (
+                is_compiling()
+                or trained
+                or wants_gradient(*geometry, viewmats, Ks, backgrounds, embeddings, view_weights)
+            ):
+                # On the CPU a network that changes at every step is made for the Gaussians that are seen.
+                in_full = not is_compiling() and (not trained or scene.means.is_cuda)
+                inputs = NetInputs(
+                    self.color_net.weights(), scene.means, viewmats, Ks, scene.intrinsic,
+                    weight_tensor(view_weights, weights), "embedding", features=embeddings, half=half,
+                    network=replace(self.prepare(precision).network, output="raw") if in_full else None,
+                )  # fmt: skip
+                stage = NetColors(inputs, check.choice("render_mode", render_mode, RENDER_MODES), native)
+                return rasterize_colored(*geometry, viewmats, Ks, backgrounds, width, height, stage, **options)
+            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, *native(), **options)
 
         refuse_precision(precision, backend)
         if render_mode in ("D", "ED") or c == 0:

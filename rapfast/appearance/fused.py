@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rapfast import _check as check
-from rapfast.appearance.color_net import ColorNet, ReluNet
+from rapfast.appearance.color_net import BLOCKS, ColorNet, Weights
 from rapfast.appearance.features import positional_encoding
 from rapfast.ops._library import aligned
 from rapfast.ops.color_net import BLOCK, MAX_LAYERS, MAX_WIDTH, Layer, Network
@@ -26,7 +26,8 @@ from rapfast.rasterization import require_cuda
 
 PRECISIONS = ("fp16", "fp32")
 
-PARTS = ("all", "decode", "head")
+BLOCKS_OF_PART = {"all": BLOCKS, "decode": BLOCKS[:2], "head": BLOCKS[2:]}
+PARTS = tuple(BLOCKS_OF_PART)
 """What of a network is run: all of it, all before the colour head, the colour head alone."""
 
 _CHUNK = 1 << 16  # Gaussians whose base is computed at a time
@@ -53,29 +54,30 @@ class _Affine(NamedTuple):
         return _Affine(weight @ self.inputs, weight @ self.own, weight @ self.direction, weight @ self.constant + bias)
 
 
-def fused_layers(net: ColorNet, part: str = "all") -> list[_Affine]:
+def fused_layers(net: ColorNet | Weights, part: str = "all") -> list[_Affine]:
     """The network as affine maps with a ReLU between each two.
 
     x is the scaled appearance (of "head": the decoder's output), s = [encoded position, intrinsic features].
     """
-    weight = net.encoder.lin0.weight
-    n_position = net.encoder.widths[0] - net.n_appearance - net.n_intrinsic
+    net = net.weights() if isinstance(net, ColorNet) else net
+    weight = net.encoder[0][0]
+    n_position = net.n_position
     n_own = n_position + net.n_intrinsic
-    blocks = [net.encoder, net.decoder, net.color_decoder]
     if part == "head":
-        at, blocks = _Affine.identity(net.decoder.widths[-1], n_own, weight), blocks[2:]
+        at = _Affine.identity(len(net.decoder[-1][1]), n_own, weight)
     else:
         at = _Affine.identity(net.n_appearance, n_own, weight)
     own = torch.eye(n_own, dtype=torch.float64, device=weight.device)
     position, intrinsic = own[:n_position], own[n_position:]
     maps: list[_Affine] = []
 
-    for block in blocks:
-        if block is None or (part == "decode" and block is net.color_decoder):
+    for name in BLOCKS_OF_PART[part]:
+        block = getattr(net, name)
+        if not block:  # there is no head
             continue
-        if block is net.encoder:
+        if name == "encoder":
             parts = [_rows(position, at), at, _rows(intrinsic, at)]
-        elif block is net.decoder:
+        elif name == "decoder":
             parts = [at, _rows(intrinsic, at)]
         else:
             parts = [at, _directions(at)]
@@ -97,12 +99,11 @@ def _directions(like: _Affine) -> _Affine:
     return _Affine(x.new_zeros(3, x.shape[1]), like.own.new_zeros(3, like.own.shape[1]), eye, x.new_zeros(3))
 
 
-def _through(block: ReluNet, at: _Affine, maps: list[_Affine]) -> _Affine:
+def _through(block: list[tuple[Tensor, Tensor]], at: _Affine, maps: list[_Affine]) -> _Affine:
     """`at` behind a block's layers. What stands before a ReLU is put into `maps`."""
-    layers = list(block.children())
-    for i, layer in enumerate(layers):
-        at = at.then(layer.weight.detach().double(), layer.bias.detach().double())
-        if i + 1 < len(layers):
+    for i, (weight, bias) in enumerate(block):
+        at = at.then(weight.detach().double(), bias.detach().double())
+        if i + 1 < len(block):
             maps.append(at)
             at = _Affine.identity(len(at.constant), at.own.shape[1], at.constant)
     return at
@@ -130,7 +131,7 @@ def _operands(weight: Tensor) -> Tensor:
     return blocks.permute(0, 4, 1, 3, 5, 2, 6).reshape(-1)
 
 
-def own_inputs(net: ColorNet, means: Tensor, intrinsic: Tensor) -> Tensor:
+def own_inputs(net: ColorNet | Weights, means: Tensor, intrinsic: Tensor) -> Tensor:
     """[n, S] float64: what of the network's input belongs to the Gaussian alone."""
     parts = [intrinsic.flatten(1).double()]
     if net.n_frequencies is not None:
@@ -178,6 +179,20 @@ def prepare(
     if means.device.type == "cuda":
         torch.cuda.current_stream(means.device).synchronize()  # what was queued before is not to be timed
     begin = time.perf_counter()
+    form = {"part": part, "output": output, "sh_degree": sh_degree, "half": half}
+    network, multiply_adds = make_network(net, means, intrinsic, **form)
+    if means.device.type == "cuda":
+        torch.cuda.current_stream(means.device).synchronize()  # other streams will read it too
+    kept = [tensor for tensor in (network.weights, network.biases, network.base) if tensor is not None]
+    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    return Prepared(network, n_bytes, time.perf_counter() - begin, multiply_adds)
+
+
+@torch.no_grad()
+def make_network(
+    net: ColorNet | Weights, means: Tensor, intrinsic: Tensor, *, part: str, output: str, sh_degree: int = 0, half: bool
+) -> tuple[Network, int]:
+    """`prepare` for the stream at hand alone: the network and its multiply-adds."""
     maps = fused_layers(net, part)
     widths = [len(m.constant) for m in maps] + [m.inputs.shape[1] for m in maps]
     if max(widths) > MAX_WIDTH or len(maps) > MAX_LAYERS:
@@ -218,18 +233,12 @@ def prepare(
         n_outputs=len(maps[-1].constant),
         sh_degree=sh_degree,
     )
-    if means.device.type == "cuda":
-        torch.cuda.current_stream(means.device).synchronize()  # other streams will read it too
-    kept = [tensor for tensor in (network.weights, network.biases, network.base) if tensor is not None]
-    return Prepared(
-        network,
-        sum(tensor.numel() * tensor.element_size() for tensor in kept),
-        time.perf_counter() - begin,
-        sum(m.inputs.numel() + (m.direction.numel() if m.direction.any() else 0) for m in maps),
-    )
+    return network, sum(m.inputs.numel() + (m.direction.numel() if m.direction.any() else 0) for m in maps)
 
 
-def _base(net: ColorNet, means: Tensor, intrinsic: Tensor, own: Tensor, constant: Tensor, dtype: torch.dtype) -> Tensor:
+def _base(
+    net: ColorNet | Weights, means: Tensor, intrinsic: Tensor, own: Tensor, constant: Tensor, dtype: torch.dtype
+) -> Tensor:
     """[N, S], a chunk of Gaussians at a time: in float64 all at once would take several times the result."""
     base = torch.empty((len(means), len(constant)), dtype=dtype, device=means.device)
     for begin in range(0, len(means), _CHUNK):

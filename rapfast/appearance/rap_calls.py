@@ -9,7 +9,9 @@ image and weight. Both return, per view,
     radii             [N] int32 pixels, the larger of x and y, 0 where a Gaussian is not seen
     depth             [1, H, W] sum of weight times depth, not divided by alpha; None where it was not asked for
 
-The entries of size N are made when they are asked for.
+The entries of size N are made when they are asked for. Where a gradient is wanted, pictures and depths are
+differentiable, and `viewspace_points` lie between Gaussians and picture: after backward their `.grad` [N, 2] is the
+gradient by pixels, which densification reads.
 """
 
 from __future__ import annotations
@@ -23,15 +25,21 @@ import torch
 from torch import Tensor
 
 from rapfast import _check as check
-from rapfast.appearance.features import view_directions
+from rapfast.appearance.features import check_like_rap, map_coordinates, view_directions
 from rapfast.appearance.fused import half_precision
 from rapfast.appearance.rap_cameras import View, read_camera, read_cameras, reference_image
 from rapfast.appearance.rap_scene import RapScene
-from rapfast.appearance.view_inputs import check_map_ids, check_maps, check_weights, refuse_precision
+from rapfast.appearance.view_inputs import (
+    check_map_ids,
+    check_maps,
+    check_weights,
+    refuse_precision,
+    wants_gradient,
+    weight_tensor,
+)
 from rapfast.cameras import Cameras
 from rapfast.meta import _LAZY, Meta
-from rapfast.rasterization import BACKENDS, rasterization
-from rapfast.scene import SH_DEGREE_OF_COUNT
+from rapfast.rasterization import BACKENDS, rasterization, rasterize_colored
 
 WEIGHT_ATTRIBUTE = "colornet_inter_weight"
 """RAP's name of the view weight: looked up on a camera, then on the scene."""
@@ -92,15 +100,15 @@ def render_batch(
         viewmat_layout: "transposed", "plain" or None, see `read_cameras`. None reads matrices on a GPU back.
         ignored_pipe_settings: names that pipe may have as True because they do not change the picture.
         precision: as in `RapScene.render`; with "fp32" a float32 feature-map network makes its maps in float32, too.
-        backend: as in `RapScene.render`. "gsplat" and "reference" are slow and differentiable; `viewspace_points` is
-            then a slice, into which no gradient flows.
+        backend: as in `RapScene.render`. With "gsplat" and "reference" `viewspace_points` is a slice, into which no
+            gradient flows.
 
     Returns:
         C dictionaries in the order of the cameras, see the top of this file.
 
     Raises:
         TypeError, ValueError: naming the argument or the camera's attribute, what was expected and what came.
-        NotImplementedError: a setting of pipe is refused; a gradient is wanted of the "rapfast" backend.
+        NotImplementedError: a setting of pipe is refused.
     """
     like = scene.scene.means
     _check_options(precision, backend, rap_compatible, like)
@@ -159,7 +167,8 @@ def render(
             this camera sees them. (Spherical harmonics are evaluated when drawing, in its directions.)
         store_cache: keep the decoder's output [N, 48] of this call, as `scene.decoded_cache`.
         use_cache: take it from there: appearance and projection stay those of the view that stored it, the
-            directions are the camera's. No reference image is needed, and no weight is read.
+            directions are the camera's. No reference image is needed, and no weight is read. A cache that was stored
+            where gradients were wanted belongs to the graph of that call, whose backward then serves both.
         point_features, interp_alpha: refused unless None and 0.
         view_weight, image, feature_map: of this view, as `view_weights`, `images` and `feature_maps` [48, h, w] of
             `render_batch`.
@@ -171,7 +180,7 @@ def render(
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `render_batch`, and for the arguments above.
-        RuntimeError: use_cache without a stored cache.
+        RuntimeError: use_cache without a stored cache, or with one that would cut off a gradient that is wanted.
     """
     if point_features is not None:
         raise NotImplementedError(f"point_features={check.describe(point_features)} is not supported by rapfast")
@@ -204,6 +213,7 @@ def render(
 
     redrawn = scaling_modifier != 1 or override_colors is not None or other is not view or transform is not None
     decoded = _cached(scene) if use_cache else None
+    maps, ids, weights = [], [], []
     if override_colors is None and not use_cache:
         weights = _weights(view_weight, [view], scene)
         images, given_maps = (None if one is None else [one] for one in (image, feature_map))
@@ -213,6 +223,10 @@ def render(
                 scene, [view], maps, ids, weights, backgrounds, with_depth,
                 rap_compatible=rap_compatible, backend=backend, **_given(precision=precision),
             )[0]  # fmt: skip
+    with_graph = backend == "rapfast" and scene.wants_gradient(
+        *view[2:4], *other[2:4], maps, weights, decoded, override_colors, transform, backgrounds
+    )
+    if decoded is None and (store_cache or not with_graph) and override_colors is None:
         other_backend = None if backend == "rapfast" else backend
         decoded = scene.decode(
             view.viewmat, view.K, maps[0], weights[0], rap_compatible=rap_compatible,
@@ -229,24 +243,37 @@ def render(
         )  # fmt: skip
         return _dictionaries(colors, meta, with_depth)[0]
 
-    # The colours of all N Gaussians, as RAP makes them, for a rasterizer call that is not the view's own.
-    degree = None
-    if override_colors is not None:
-        colors = override_colors
-    elif scene.puts_out_sh:
-        colors = decoded.unflatten(-1, (-1, 3))
-        degree = SH_DEGREE_OF_COUNT[colors.shape[1]]
-    else:
-        colors = net.head(decoded, view_directions(scene.scene.means, view.viewmat))
     means = scene.scene.means
     if transform is not None:
         # Products and sums rather than a matmul, which TF32 would round.
         means = (transform[:, :3] * means[:, None]).sum(-1) + transform[:, 3]
-    colors, _, meta = rasterization(
-        means, scene.scene.quats, scene.scene.scales * scaling_modifier, scene.scene.opacities, colors,
-        *camera_arguments, sh_degree=degree, backgrounds=backgrounds, render_mode=mode, packed=False, backend=backend,
-        rasterize_mode="antialiased" if scene.config.get("antialiasing", True) else "classic",
-    )  # fmt: skip
+    geometry = means, scene.scene.quats, scene.scene.scales * scaling_modifier, scene.scene.opacities
+    options = {
+        "render_mode": mode, "packed": False,
+        "rasterize_mode": "antialiased" if scene.config.get("antialiasing", True) else "classic",
+    }  # fmt: skip
+    # The colours of all N Gaussians, as RAP makes them, for a rasterizer call that is not the view's own.
+    if override_colors is not None:
+        colors = override_colors
+    elif with_graph:
+        if rap_compatible and decoded is None:
+            check_like_rap(map_coordinates(scene.scene.means, scene.box_coord[:, 2], view.viewmat, view.K)[1])
+        fed = maps, ids, None if decoded is not None else weight_tensor(weights, weights)
+        colors = scene.colors_of_all(view.viewmat, view.K, *fed, decoded, precision)
+    elif scene.puts_out_sh:
+        colors = decoded
+    else:
+        colors = net.head(decoded, view_directions(scene.scene.means, view.viewmat))
+    degree = None
+    if override_colors is None and scene.puts_out_sh:
+        colors, degree = colors.unflatten(-1, (-1, 3)), scene.sh_degree
+    if with_graph:
+        camera_arguments = *camera_arguments[:2], backgrounds, *camera_arguments[2:], None
+        colors, _, meta = rasterize_colored(*geometry, *camera_arguments, colors=colors, sh_degree=degree, **options)
+    else:
+        colors, _, meta = rasterization(
+            *geometry, colors, *camera_arguments, sh_degree=degree, backgrounds=backgrounds, backend=backend, **options
+        )
     return _dictionaries(colors, meta, with_depth)[0]
 
 
@@ -293,6 +320,8 @@ class _Seen:
 
     @property
     def viewspace_points(self) -> Tensor:
+        if getattr(self._meta, "means2d_of_views", None) is not None:
+            return self._meta.means2d_of_views[self._place]
         return self._meta["means2d"][self._place]
 
     @cached_property
@@ -307,6 +336,9 @@ class _Seen:
 def _dictionaries(colors: Tensor, meta: dict[str, Any], with_depth: bool) -> list[dict[str, Any]]:
     """RAP's dictionary of each view from the pictures [C, H, W, 3 or 4] of one call."""
     pictures = colors.permute(0, 3, 1, 2)
+    for points in getattr(meta, "means2d_of_views", None) or ():
+        if points.requires_grad:
+            points.retain_grad()
     depths: Sequence[Tensor | None] = pictures[:, 3:].unbind() if with_depth else [None] * len(pictures)
     return [
         Meta(
@@ -388,11 +420,19 @@ def _weights(weights: Any, views: Sequence[View], scene: RapScene) -> Tensor | l
         for view in views:
             value = getattr(view.camera, WEIGHT_ATTRIBUTE, None)
             name = WEIGHT_ATTRIBUTE if value is None else f"{view.name}.{WEIGHT_ATTRIBUTE}"
-            weights.append(check.number(name, own if value is None else value))
+            value = own if value is None else value
+            weights.append(value if _is_trained(value) else check.number(name, value))
+        if any(map(_is_trained, weights)):
+            like = scene.scene.means
+            weights = torch.stack([torch.as_tensor(w).to(like).reshape(()) for w in weights])
     elif isinstance(weights, Tensor) and weights.dim() == 0:
         weights = weights.expand(len(views))
     numbers = check_weights(weights, len(views), scene.scene.means)
     return weights if isinstance(weights, Tensor) and weights.requires_grad else numbers
+
+
+def _is_trained(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1 and wants_gradient(value)
 
 
 def _backgrounds(color: Any, c: int, like: Tensor) -> Tensor | None:
@@ -444,7 +484,15 @@ def _cached(scene: RapScene) -> Tensor:
     if decoded is None:
         raise RuntimeError("use_cache needs the cache of a call with store_cache=True on the same scene, there is none")
     shape = (len(scene), scene.color_net.decoder.widths[-1])
-    return check.tensor_like("decoded_cache", decoded, [shape], scene.scene.means, "the scene")
+    check.tensor_like("decoded_cache", decoded, [shape], scene.scene.means, "the scene")
+    net = scene.color_net
+    made_of = net.encoder.tensors() + net.decoder.tensors(), scene.scene.means, scene.scene.intrinsic, scene.box_coord
+    if not decoded.requires_grad and wants_gradient(*made_of):
+        raise RuntimeError(
+            "use_cache=True in a call that needs gradients takes a cache that was stored in one: this one was stored "
+            "without, and what it was made of (network, positions, features) would get none"
+        )
+    return decoded
 
 
 def _given(**arguments: Any) -> dict[str, Any]:

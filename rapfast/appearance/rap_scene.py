@@ -5,26 +5,30 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from rapfast import _check as check
 from rapfast import ops, reference
 from rapfast.appearance import rap_files as files
 from rapfast.appearance.color_net import ColorNet
+from rapfast.appearance.color_records import NetColors
 from rapfast.appearance.feature_map_net import MAP_CHANNELS, FeatureMapNet
 from rapfast.appearance.features import check_like_rap, map_coordinates, sample_features, view_directions
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision, map_pixels
+from rapfast.appearance.net_outputs import NetInputs, net_outputs
 from rapfast.appearance.view_inputs import (
     check_map,
     check_map_ids,
     check_maps,
     check_weights,
-    refuse_gradients,
     refuse_precision,
+    wants_gradient,
+    weight_tensor,
     weights_like,
 )
 from rapfast.io.files import PathLike
@@ -32,7 +36,7 @@ from rapfast.io.ply import load_ply
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
 from rapfast.profiling import section
-from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_network
+from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_colored, rasterize_network
 from rapfast.scene import SH_DEGREE_OF_COUNT, Scene
 
 REFUSED = ("use_decode_with_pos", "use_okmap")
@@ -102,6 +106,11 @@ class RapScene:
             raise ValueError("color_net must have a colour head with 3 outputs where use_colors_precomp is on")
 
     @property
+    def sh_degree(self) -> int:
+        """Of the harmonics that the decoder puts out, where it does."""
+        return SH_DEGREE_OF_COUNT[self.color_net.decoder.widths[-1] // 3]
+
+    @property
     def puts_out_sh(self) -> bool:
         """Whether the network gives spherical harmonics (`use_colors_precomp` off)."""
         return not self.config.get("use_colors_precomp", True)
@@ -166,8 +175,10 @@ class RapScene:
         if backend != "rapfast":
             refuse_precision(precision, backend)
             return self._decode(viewmat, K, feature_map, weights_like(view_weight, [weight], self.scene.means)[0])
-        self._refuse_gradients(viewmat=viewmat, K=K, feature_map=feature_map, view_weight=view_weight)
         half = half_precision(precision, self.scene.means)
+        if is_compiling() or self.wants_gradient(viewmat, K, feature_map, view_weight):
+            fed = [feature_map], [0], weight_tensor(view_weight, [weight])
+            return self._outputs_of_all(self._net_inputs("decode", viewmat[None], K[None], *fed, half))
         network = self._prepared("decode", "raw", half).network
         views = (viewmat.detach()[None, None].contiguous(), K.detach()[None, None].contiguous())
         given = self._network_input([feature_map], [0], [weight], half)
@@ -232,8 +243,7 @@ class RapScene:
             rasterize_mode: "classic" or "antialiased"; None: what the scene was trained with.
             precision: of the colour network: "fp16" (GPU only: operands in half precision, sums in float32) or "fp32"
                 (the scene's dtype throughout); None is "fp16" on a GPU and the scene's dtype on the CPU.
-            backend: "rapfast"; or "reference" and "gsplat", which colour all Gaussians of all views and have
-                gradients.
+            backend: "rapfast"; or "reference" and "gsplat", which colour all Gaussians of all views in plain torch.
             rap_compatible: raise RAP's IndexError where exactly one of the N Gaussians falls on a view's projected
                 map. With decoded none is sampled, and RAP does not raise either.
             render_mode, near_plane, far_plane, radius_clip, eps2d, packed, alpha_cap, postprocess, max_memory: as in
@@ -245,9 +255,11 @@ class RapScene:
 
         Raises:
             TypeError, ValueError: naming the argument, what was expected and what came.
-            NotImplementedError: a gradient is wanted of the "rapfast" backend; precision="fp16" on the CPU; the
-                network is wider or deeper than the kernels take (256, 16 layers).
+            NotImplementedError: precision="fp16" on the CPU; the network is wider or deeper than the kernels take (256,
+                16 layers); max_memory where a gradient is wanted.
             IndexError: see rap_compatible.
+
+        Differentiable, once, in every tensor of the scene, its network and the call: docs/appearance.md, "Training".
         """
         self._check_parts()
         scene, n = self.scene, len(self)
@@ -282,26 +294,33 @@ class RapScene:
         }  # fmt: skip
 
         if backend == "rapfast":
-            self._refuse_gradients(
-                viewmats=viewmats, Ks=Ks, backgrounds=backgrounds, decoded=decoded, feature_maps=maps,
-                view_weights=view_weights,
-            )  # fmt: skip
             half = half_precision(precision, self.scene.means)
-            if decoded is None:
-                network = self._prepared("all", "sh" if self.puts_out_sh else "color", half).network
-                given = self._network_input(maps, ids, weights, half)
-            elif self.puts_out_sh:  # they are the coefficients
-                coefficients = decoded.unflatten(-1, (-1, 3))
+            with_graph = is_compiling() or self.wants_gradient(viewmats, Ks, backgrounds, decoded, maps, view_weights)
+            if decoded is not None and self.puts_out_sh:  # they are the coefficients
+                given = {"colors": decoded.unflatten(-1, (-1, 3)), "sh_degree": self.sh_degree}
+                if with_graph:
+                    return rasterize_colored(
+                        *geometry, viewmats, Ks, backgrounds, width, height, None, **given, **options
+                    )
+                views = viewmats, Ks, width, height
                 return rasterization(
-                    *geometry, coefficients, viewmats, Ks, width, height, backgrounds=backgrounds,
-                    sh_degree=SH_DEGREE_OF_COUNT[coefficients.shape[-2]], **options,
-                )  # fmt: skip
-            else:
-                network = self._prepared("head", "color", half).network
-                given = ops.NetworkInput(
-                    "features", torch.ones(c, dtype=torch.float64), features=decoded.detach().contiguous()
+                    *geometry, given["colors"], *views, backgrounds=backgrounds, sh_degree=self.sh_degree, **options
                 )
-            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, network, given, **options)
+
+            def native() -> tuple[ops.Network, ops.NetworkInput]:
+                if decoded is None:
+                    network = self._prepared("all", "sh" if self.puts_out_sh else "color", half).network
+                    return network, self._network_input(maps, ids, weights, half)
+                ones = torch.ones(c, dtype=torch.float64)
+                given = ops.NetworkInput("features", ones, features=decoded.detach().contiguous())
+                return self._prepared("head", "color", half).network, given
+
+            if with_graph:
+                fed = maps, ids, weight_tensor(view_weights, weights)
+                inputs = self._net_inputs("all" if decoded is None else "head", viewmats, Ks, *fed, half, decoded)
+                stage = NetColors(inputs, render_mode, native, self.puts_out_sh)
+                return rasterize_colored(*geometry, viewmats, Ks, backgrounds, width, height, stage, **options)
+            return rasterize_network(*geometry, viewmats, Ks, backgrounds, width, height, *native(), **options)
 
         refuse_precision(precision, backend)
         if render_mode in ("D", "ED"):
@@ -340,7 +359,8 @@ class RapScene:
         return bake(self, camera, weight, **options)
 
     def _prepared(self, part: str, output: str, half: bool) -> Prepared:
-        sh_degree = SH_DEGREE_OF_COUNT[self.color_net.decoder.widths[-1] // 3] if output == "sh" else 0
+        sh_degree = self.sh_degree if output == "sh" else 0
+        part = "decode" if output == "sh" else part  # where there is a head, it is not used
         return self._networks.get(
             self.color_net, self.scene.means, self.scene.intrinsic,
             part=part, output=output, sh_degree=sh_degree, half=half,
@@ -376,12 +396,55 @@ class RapScene:
         # The clamp must not hide an infinity, which the renderer counts.
         return torch.where(colors.isfinite(), (colors + 0.5).clamp(min=0), colors)
 
-    def _refuse_gradients(self, **arguments: Any) -> None:
+    def colors_of_all(
+        self,
+        viewmat: Tensor,
+        K: Tensor,
+        maps: Tensor | Sequence[Tensor],
+        ids: Sequence[int],
+        weights: Tensor | None,
+        decoded: Tensor | None,
+        precision: str | None,
+    ) -> Tensor:
+        """[N, 3] colours of all Gaussians in one view, differentiably; or [N, F] their coefficients where the network
+        puts out those. The arguments have been checked; decoded is in place of maps, ids and weights."""
+        if decoded is not None and self.puts_out_sh:
+            return decoded
+        part = "all" if decoded is None else "head"
+        half = half_precision(precision, self.scene.means)
+        return self._outputs_of_all(self._net_inputs(part, viewmat[None], K[None], maps, ids, weights, half, decoded))
+
+    def _outputs_of_all(self, inputs: NetInputs) -> Tensor:
+        ids = torch.arange(len(self), dtype=torch.int32, device=self.scene.device)
+        return net_outputs(inputs, ids, torch.tensor([0, len(self)], device=self.scene.device))
+
+    def _net_inputs(
+        self, part: str, viewmats: Tensor, Ks: Tensor, maps: Tensor | Sequence[Tensor], ids: Sequence[int],
+        weights: Tensor | None, half: bool, decoded: Tensor | None = None,
+    ) -> NetInputs:  # fmt: skip
+        if decoded is not None:
+            weights = torch.ones(len(viewmats), dtype=torch.float64)
         scene = self.scene
-        refuse_gradients(
-            means=scene.means, quats=scene.quats, scales=scene.scales, opacities=scene.opacities,
-            intrinsic=scene.intrinsic, box_coord=self.box_coord, color_net=self.color_net.tensors(),
-            **arguments,
+        network = None
+        trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
+        # On the CPU a network that changes at every step is made for the Gaussians that are seen.
+        if not is_compiling() and (not trained or scene.means.is_cuda):
+            output = "sh" if self.puts_out_sh and part == "all" else "raw" if part == "decode" else "color"
+            network = replace(self._prepared(part, output, half).network, output="raw")
+        if self.puts_out_sh and part == "all":  # where there is a head, it is not used
+            part = "decode"
+        return NetInputs(
+            self.color_net.weights(), scene.means, viewmats, Ks, scene.intrinsic, weights,
+            "maps" if decoded is None else "features", maps, ids, self.box_coord if decoded is None else None,
+            self.coord_scale, decoded, part, half, network,
+        )  # fmt: skip
+
+    def wants_gradient(self, *arguments: Any) -> bool:
+        """Whether gradients are enabled and the scene, its colour network or one of the arguments requires one."""
+        scene = self.scene
+        return wants_gradient(
+            scene.means, scene.quats, scene.scales, scene.opacities, scene.intrinsic, self.box_coord,
+            self.color_net.tensors(), *arguments,
         )  # fmt: skip
 
     def save(self, model_path: PathLike, iteration: int | None = None) -> None:

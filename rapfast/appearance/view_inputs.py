@@ -64,7 +64,7 @@ def check_map_ids(map_ids: Any, n_maps: int, c: int) -> list[int]:
 
 
 def check_weights(weights: Any, c: int, like: Tensor) -> list[float]:
-    """The weight of each of c views."""
+    """The weight of each of c views; of a tensor under torch.compile nothing."""
     if weights is None:
         return [1.0] * c
     if isinstance(weights, np.ndarray):
@@ -76,6 +76,8 @@ def check_weights(weights: Any, c: int, like: Tensor) -> list[float]:
             )
         if weights.device not in (like.device, torch.device("cpu")):
             raise ValueError(f"view_weights must be on {like.device} or the CPU, got {check.describe(weights)}")
+        if torch.compiler.is_compiling():  # its numbers are not known; the operator looks at them
+            return []
         values = weights.tolist()
     elif isinstance(weights, Sequence) and not isinstance(weights, (str, bytes)):
         if len(weights) != c:
@@ -93,18 +95,20 @@ def weights_like(given: Any, weights: list[float], like: Tensor) -> Tensor:
     return given.to(like) if isinstance(given, Tensor) else like.new_tensor(weights)
 
 
-def refuse_gradients(**arguments: Any) -> None:
-    """Raise NotImplementedError for the first argument, or entry of one, that wants a gradient."""
+def weight_tensor(given: Any, weights: list[float]) -> Tensor:
+    """The weights as `NetInputs` takes them: the given tensor, or float64 on the CPU."""
+    return given if isinstance(given, Tensor) else torch.tensor(weights, dtype=torch.float64)
+
+
+def wants_gradient(*values: Any) -> bool:
+    """Whether gradients are enabled and one of the tensors, or of those in the lists, requires one."""
     if not torch.is_grad_enabled():
-        return
-    for name, value in arguments.items():
-        for tensor in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
-                raise NotImplementedError(
-                    f"{name} requires a gradient, which rapfast's colour network does not have: call under "
-                    'torch.no_grad() for the image alone, or use backend="gsplat" (on a GPU) or backend="reference" '
-                    "for gradients"
-                )
+        return False
+    return any(
+        isinstance(tensor, Tensor) and tensor.requires_grad
+        for value in values
+        for tensor in (value if isinstance(value, (list, tuple)) else [value])
+    )
 
 
 def refuse_precision(precision: str | None, backend: str) -> None:

@@ -3,9 +3,10 @@
     from rapfast.integrations.rap import install
     install(GaussianModel)
 
-gives the class `render_batch(cameras, pipe, bg_color, ...)` and replaces its `render`. A call that needs gradients,
-that is, with gradients enabled and any of the model's parts or the call's tensors requiring one, runs the class's
-original `render` (gsplat), since rapfast's colour network has no backward.
+gives the class `render_batch(cameras, pipe, bg_color, ...)` and replaces its `render`. In a call that needs gradients,
+that is, with gradients enabled and any of the model's parts or the call's tensors requiring one, they flow to the
+model's own parameters, those of its networks included: RAP's training runs as it is. `viewspace_points` [N, 2] then
+has its gradient, in pixels, as `.grad` after backward.
 
 What is assumed of a model, where `NAMES` gives each part's attribute (or property, or method without arguments):
 
@@ -43,8 +44,10 @@ from rapfast import _check as check
 from rapfast.appearance import rap_calls
 from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.feature_map_net import FeatureMapNet
+from rapfast.appearance.fused import PreparedNetworks
 from rapfast.appearance.rap_files import box_coordinates
 from rapfast.appearance.rap_scene import RapScene
+from rapfast.appearance.state_dict import without_compile_prefix
 from rapfast.cameras import Cameras
 from rapfast.integrations.rap_rvs import install_rvs as install_rvs
 from rapfast.integrations.rap_rvs import uninstall_rvs as uninstall_rvs
@@ -64,6 +67,9 @@ NAMES: dict[str, str | tuple[str, ...]] = {
 """Each part's attribute, or several of which the first that is there is taken."""
 
 SETTINGS = ("use_colors_precomp", "antialiasing", "coord_scale", "map_num", "use_decode_with_pos", "use_okmap")
+
+ONLY_BY_NAME = ("means_transform",)
+"""What `render` takes beside RAP's arguments: [3, 4] that moves the centres for drawing alone, for deblurring."""
 
 ARGUMENTS = (
     "camera", "pipe", "bg_color", "scaling_modifier", "override_colors", "other_viewpoint_camera", "store_cache",
@@ -109,7 +115,7 @@ def install(
         raise TypeError(f"model_class must be a class, got {check.describe(model_class)}")
     original = getattr(model_class, "render", None)
     if not callable(original):
-        raise TypeError(f"{model_class.__name__} must have a method render, which calls that need gradients go to")
+        raise TypeError(f"{model_class.__name__} must have a method render, whose place rapfast's takes")
     _check_names("names", names, NAMES)
     _check_names("config", config, SETTINGS)
     before = model_class.__dict__.get("_rapfast")
@@ -185,8 +191,8 @@ def adapt(
 
 def forget(model: Any) -> None:
     """Drop what is kept of a model, its decoded-feature cache included; the next call reads it anew."""
-    _ADAPTED.pop(model, None)
-    _CACHE_KEEPERS.pop(model, None)
+    for kept in (_ADAPTED, _TRAINED, _CACHES):
+        kept.pop(model, None)
 
 
 @dataclass(frozen=True)
@@ -218,28 +224,18 @@ def _render(model: Any, settings: _Settings, args: tuple[Any, ...], kwargs: dict
         raise TypeError(f"render takes at most {len(ARGUMENTS)} arguments, got {len(args)}")
     given = dict(zip(ARGUMENTS, args, strict=False))
     for name in kwargs:
-        if name not in ARGUMENTS:
+        if name not in ARGUMENTS + ONLY_BY_NAME:
             raise NotImplementedError(f"{name} is not an argument of RAP's render that rapfast knows")
         if name in given:
             raise TypeError(f"{name} is given twice")
     given |= kwargs
-    keeper = _CACHE_KEEPERS.get(model, "original")
-    if _needs_gradients(model, settings, given.values()):
-        if given.get("use_cache") and keeper == "rapfast":
-            raise RuntimeError(
-                "use_cache=True needs gradients, but the cache was stored by rapfast, which keeps none: store it in a "
-                "call that needs gradients"
-            )
-        result = settings.original(model, *args, **kwargs)
-        if given.get("store_cache"):
-            _CACHE_KEEPERS[model] = "original"
-        return result
-    if given.get("use_cache") and keeper == "original":
-        return settings.original(model, *args, **kwargs)  # what it stored, rapfast has not seen
-    with torch.no_grad():
-        result = rap_calls.render(_scene(model, settings), **given, **settings.options)
+    with_graph = _needs_gradients(model, settings, given.values())
+    scene = _scene(model, settings, with_graph)
+    scene.decoded_cache = _CACHES.get(model)
+    with torch.set_grad_enabled(with_graph):
+        result = rap_calls.render(scene, **given, **settings.options)
     if given.get("store_cache"):
-        _CACHE_KEEPERS[model] = "rapfast"
+        _CACHES[model] = scene.decoded_cache
     return result
 
 
@@ -255,53 +251,19 @@ def _render_batch(
     for name in references:
         if name not in ("images", "feature_maps", "map_ids"):
             raise TypeError(f"render_batch has no argument {name}")
-    inputs = [cameras, bg_color, view_weights, *references.values()]
-    if not _needs_gradients(model, settings, inputs):
-        with torch.no_grad():
-            return rap_calls.render_batch(
-                _scene(model, settings), cameras, pipe, bg_color, view_weights=view_weights, **references,
-                **settings.options,
-            )  # fmt: skip
-    for name, value in references.items():
-        if value is not None:
-            raise NotImplementedError(
-                f"{name} must be None in a call that needs gradients: each camera goes to the original render with its "
-                "own reference image"
-            )
-    if isinstance(cameras, Cameras):
-        raise NotImplementedError("cameras must be RAP's in a call that needs gradients, got a rapfast.Cameras")
-    return _one_by_one(model, settings, list(cameras), pipe, bg_color, view_weights)
+    with_graph = _needs_gradients(model, settings, [cameras, bg_color, view_weights, *references.values()])
+    with torch.set_grad_enabled(with_graph):
+        return rap_calls.render_batch(
+            _scene(model, settings, with_graph), cameras, pipe, bg_color, view_weights=view_weights, **references,
+            **settings.options,
+        )  # fmt: skip
 
 
-def _one_by_one(
-    model: Any, settings: _Settings, cameras: list[Any], pipe: Any, bg_color: Any, view_weights: Any
-) -> list[dict[str, Any]]:
-    """The original `render` for each camera, the model's weight set to the camera's meanwhile."""
-    name = _first(settings.names["view_weight"])
-    if view_weights is None:
-        weights = [getattr(camera, rap_calls.WEIGHT_ATTRIBUTE, None) for camera in cameras]
-    elif isinstance(view_weights, Sequence) or (isinstance(view_weights, Tensor) and view_weights.dim()):
-        weights = list(view_weights)  # rows of a tensor keep their gradient
+def _scene(model: Any, settings: _Settings, with_graph: bool) -> RapScene:
+    if with_graph:
+        scene = _trained(model, settings.names, settings.config)
     else:
-        weights = [view_weights] * len(cameras)
-    if len(weights) != len(cameras):
-        raise ValueError(f"view_weights must hold one number for each of {len(cameras)} cameras, got {len(weights)}")
-    had, before = name in vars(model), getattr(model, name, 1.0)
-    results = []
-    try:
-        for camera, weight in zip(cameras, weights, strict=True):
-            setattr(model, name, before if weight is None else weight)
-            results.append(settings.original(model, camera, pipe, bg_color))
-    finally:
-        if had:
-            setattr(model, name, before)
-        else:
-            delattr(model, name)
-    return results
-
-
-def _scene(model: Any, settings: _Settings) -> RapScene:
-    scene = _adapted(model, settings.names, settings.config).scene
+        scene = _adapted(model, settings.names, settings.config).scene
     setattr(scene, rap_calls.WEIGHT_ATTRIBUTE, getattr(model, _first(settings.names["view_weight"]), 1.0))
     return scene
 
@@ -365,14 +327,57 @@ class _Adapted:
         return mine.keys() == sources.keys() and all(mine[name].is_still(sources[name]) for name in mine)
 
 
+@dataclass
+class _Trained:
+    """What outlives a call that needs gradients: by part, a network's own tensors and rapfast's network that holds
+    them; and what does not depend on the view, while nothing of that is trained."""
+
+    networks: dict[str, tuple[dict[str, Tensor], nn.Module]] = field(default_factory=dict)
+    prepared: PreparedNetworks = field(default_factory=PreparedNetworks)
+
+
 _ADAPTED: weakref.WeakKeyDictionary[Any, _Adapted] = weakref.WeakKeyDictionary()
-_CACHE_KEEPERS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-"""Who stored a model's decoded features last: "rapfast" or "original"."""
+_TRAINED: weakref.WeakKeyDictionary[Any, _Trained] = weakref.WeakKeyDictionary()
+_CACHES: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
+"""A model's decoded features, as `store_cache` left them."""
 
 
-@torch.no_grad()
-def _adapted(model: Any, names: Mapping[str, str | tuple[str, ...]], config: Mapping[str, Any]) -> _Adapted:
+def _trained(model: Any, names: Mapping[str, str | tuple[str, ...]], config: Mapping[str, Any]) -> RapScene:
+    """A scene of the model's own tensors, for one call: gradients reach the model's parameters."""
+    parts, kept = _read_parts(model, names), _TRAINED.setdefault(model, _Trained())
+    networks = {}
+    for part, make in (("map_generator", FeatureMapNet), ("color_net", ColorNet)):
+        label, state = _state(model, names, part)
+        state = {name: value for name, value in state.items() if not any(word in name for word in _UNUSED)}
+        held, network = kept.networks.get(part, ({}, None))
+        # The same tensors, whatever their values: an optimizer changes those in place.
+        if held.keys() != state.keys() or any(held[name] is not state[name] for name in state):
+            network = _sharing(make, state, label, parts["means"])
+            kept.networks[part] = state, network
+        networks[part] = network
+    geometry = Scene(
+        parts["means"], parts["quats"], parts["scales"], parts["opacities"].reshape(len(parts["means"])),
+        intrinsic=parts["intrinsic"],
+    )  # fmt: skip
     settings = _config(model, config)
+    scene = RapScene(geometry, parts["box_coord"], networks["map_generator"], networks["color_net"], settings)
+    scene._networks = kept.prepared
+    return scene
+
+
+def _sharing(make: Any, state: dict[str, Tensor], label: str, means: Tensor) -> nn.Module:
+    """rapfast's network with the very parameters of another of the same names."""
+    with torch.random.fork_rng(devices=[means.device] if means.is_cuda else []), torch.device(means.device):
+        network = make.from_state_dict({name: value.detach() for name, value in state.items()}, label)
+    own = without_compile_prefix(state)
+    for name, _ in list(network.named_parameters()):
+        holder, _, leaf = name.rpartition(".")
+        network.get_submodule(holder)._parameters[leaf] = own[name]
+    return network
+
+
+def _read_parts(model: Any, names: Mapping[str, str | tuple[str, ...]]) -> dict[str, Tensor]:
+    """The model's tensors as they are, of right shapes."""
     label, means = _part(model, names, "means")
     check.floating_tensor(label, means, "[N, 3]")
     if means.dim() != 2 or means.shape[1] != 3:
@@ -388,6 +393,14 @@ def _adapted(model: Any, names: Mapping[str, str | tuple[str, ...]], config: Map
         own_label, value = _part(model, names, part)
         parts[part] = check.tensor_like(own_label, value, shapes, means, label)
     parts["box_coord"] = _box_coord(model, names, means, label)
+    return parts
+
+
+@torch.no_grad()
+def _adapted(model: Any, names: Mapping[str, str | tuple[str, ...]], config: Mapping[str, Any]) -> _Adapted:
+    parts = _read_parts(model, names)
+    means, n = parts["means"], len(parts["means"])
+    settings = _config(model, config)
     sources = {part: {part: _Source(tensor)} for part, tensor in parts.items()}
     states = {part: _state(model, names, part) for part in ("map_generator", "color_net")}
     for part, (_, state) in states.items():
@@ -414,8 +427,6 @@ def _adapted(model: Any, names: Mapping[str, str | tuple[str, ...]], config: Map
         intrinsic=tensors["intrinsic"],
     )  # fmt: skip
     scene = RapScene(geometry, tensors["box_coord"], map_net, color_net, settings)
-    if old is not None:
-        scene.decoded_cache = getattr(old.scene, "decoded_cache", None)
     _ADAPTED[model] = adapted = _Adapted(scene, sources, settings)
     return adapted
 
@@ -456,7 +467,7 @@ def _state(model: Any, names: Mapping[str, str | tuple[str, ...]], part: str) ->
     label, module = _part(model, names, part)
     if not isinstance(module, nn.Module):
         raise TypeError(f"{label} must be a torch module, got a {type(module).__name__}")
-    return label, module.state_dict()
+    return label, module.state_dict(keep_vars=True)
 
 
 def _config(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:

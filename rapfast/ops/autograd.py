@@ -18,23 +18,33 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from rapfast.ops.autograd_cuda import front, pixels, refuse_second_derivative
+from rapfast.ops.autograd_cuda import (
+    filled_means2d,
+    front,
+    kind_of,
+    pixels,
+    records_of,
+    refuse_second_derivative,
+    traced,
+)
 from rapfast.ops.bin import Tiles, bin
 from rapfast.ops.blend import blend
 from rapfast.ops.blend_bwd import blend_bwd
 from rapfast.ops.color import DEPTH_CHANNELS, color
 from rapfast.ops.color_bwd import color_bwd
+from rapfast.ops.color_net import Network, NetworkInput
 from rapfast.ops.composite import composite
 from rapfast.ops.composite_bwd import composite_bwd
 from rapfast.ops.project import CAMERA_MODELS, Records, image_ids, project
 from rapfast.ops.project_bwd import project_bwd
-from rapfast.ops.render import render, state_records
+from rapfast.ops.render import constants, is_watched, render, state_records, state_rows
+from rapfast.ops.render_bwd import ROW_COLOR, GaussianInputs
 from rapfast.postprocess import PostProcess
 
 
@@ -43,9 +53,27 @@ class Drawn(NamedTuple):
 
     images: Tensor  # [I, h, w, D] or [I, D, h, w]
     alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
-    means2d: Tensor  # [M, 2], or dense [..., C, N, 2] with 0 where culled
+    make_means2d: Callable[[], Tensor]  # [M, 2], or dense [..., C, N, 2] with 0 where culled
     make_records: Callable[[], Records]  # its records are part of the graph too
     make_n_invalid: Callable[[], Tensor]  # [I]
+    means2d_of_views: tuple[Tensor, ...] | None = None  # I of [N, 2], means2d's rows on the way to the blend
+
+
+class ColorStage(Protocol):
+    """Colours records by a network in place of the color stage, differentiably."""
+
+    n_channels: int  # without depth
+
+    def __call__(self, projected: Records) -> tuple[Tensor, Tensor, Tensor]:
+        """On the CPU: the records' channels, depth last where the mode has it; the records, those that cannot be
+        coloured taken out; and how many of each image could not be drawn."""
+
+    def network(self) -> tuple[Network, NetworkInput]:
+        """On the GPU: the network as a whole call runs it."""
+
+    def link(self, gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:
+        """On the GPU: [M, n_channels] what a whole call has given its records, without values: the way that gradients
+        take."""
 
 
 def render_with_grad(
@@ -54,7 +82,7 @@ def render_with_grad(
     scales: Tensor | None,  # [..., N, 3]
     covars: Tensor | None,  # [..., N, 3, 3]
     opacities: Tensor,  # [..., N]
-    colors: Tensor,  # [..., (C,) N, D] or [..., (C,) N, K, 3]
+    colors: Tensor | None,  # [..., (C,) N, D] or [..., (C,) N, K, 3]; None with color_stage
     viewmats: Tensor,  # [..., C, 4, 4]
     Ks: Tensor,  # [..., C, 3, 3]
     backgrounds: Tensor | None,  # [..., C, Dc] or [..., C, H, W, Dc]
@@ -74,71 +102,57 @@ def render_with_grad(
     packed: bool = True,
     absgrad: bool = False,
     sparse_grad: bool = False,
+    color_stage: ColorStage | None = None,
+    by_view: bool = False,
 ) -> Drawn:
     """Renders differentiably in every tensor. The same pixels as without a graph, to the last bit.
 
     With ``absgrad``, ``means2d.absgrad`` starts at 0 and every backward adds to it, pixel by pixel, the absolute
     value of that pixel's gradient. With ``sparse_grad``, for which there may be no batch dimensions, the gradients of
-    means, quats, scales and covars are sparse (COO): rows of the Gaussians that some view sees.
+    means, quats, scales and covars are sparse (COO): rows of the Gaussians that some view sees. With ``by_view``, for
+    which ``packed`` is False, each view's means2d is a tensor of its own as well.
 
     On the CPU gradients do not depend on the number of threads. On the GPU atomics add up what pixels give a record, in
     any order, unless `torch.use_deterministic_algorithms` is on. There is no second derivative.
     """
     batch = tuple(means.shape[:-2])
     n_scenes, n_cameras, n_gaussians = math.prod(batch), viewmats.shape[-3], means.shape[-2]
+    dense_shape = None if packed else (*batch, n_cameras, n_gaussians, 2)
+    has_colors = render_mode not in ("D", "ED")
+    n_color_channels = 0 if not has_colors else color_stage.n_channels if color_stage else colors.shape[-1]
+    expected_depth = render_mode.endswith("ED")
     visible = _Visible()
+    if sparse_grad:
+        means, quats, scales, covars = (
+            None if x is None else _SparseGradient.apply(x, visible) for x in (means, quats, scales, covars)
+        )
+    if backgrounds is not None:
+        backgrounds = backgrounds.reshape(-1, *backgrounds.shape[len(batch) + 1 :]) if has_colors else None
+
+    def finished(images: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        if backgrounds is None and not expected_depth and postprocess in (None, PostProcess()):
+            return images, alphas
+        return _Composite.apply(
+            images, alphas, None if backgrounds is None else backgrounds.contiguous(), n_color_channels, expected_depth,
+            postprocess or PostProcess(),
+        )  # fmt: skip
+
+    if means.is_cuda:
+        inputs = GaussianInputs(means, quats, scales, covars, opacities, colors, viewmats, Ks)
+        return _render_cuda(
+            inputs, width, height, dense_shape, finished, visible, near_plane=near_plane, far_plane=far_plane,
+            radius_clip=radius_clip, absgrad=absgrad, color_stage=color_stage, by_view=by_view,
+            camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, sh_degree=sh_degree,
+            render_mode=render_mode, alpha_cap=alpha_cap,
+        )  # fmt: skip
 
     def flat(tensor: Tensor | None) -> Tensor | None:
         """Leading batch dimensions as one, in memory order."""
         return None if tensor is None else tensor.reshape(n_scenes, *tensor.shape[len(batch) :]).contiguous()
 
-    def flat_geometry(tensor: Tensor | None) -> Tensor | None:
-        return _SparseGradient.apply(tensor, visible) if sparse_grad and tensor is not None else flat(tensor)
-
-    means, quats, scales, covars = map(flat_geometry, (means, quats, scales, covars))
-    opacities, colors, viewmats, Ks, backgrounds = map(flat, (opacities, colors, viewmats, Ks, backgrounds))
-    has_colors = render_mode not in ("D", "ED")
-    n_color_channels = colors.shape[-1] if has_colors else 0
-    expected_depth = render_mode.endswith("ED")
-    if backgrounds is not None:
-        backgrounds = backgrounds.flatten(0, 1) if has_colors else None
-
-    def finished(images: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-        if backgrounds is None and not expected_depth and (postprocess or PostProcess()) == PostProcess():
-            return images, alphas
-        return _Composite.apply(
-            images, alphas, backgrounds, n_color_channels, expected_depth, postprocess or PostProcess()
-        )
-
-    dense_shape = None if packed else (*batch, n_cameras, n_gaussians, 2)
-    if means.is_cuda:
-        with torch.no_grad():
-            rendered = render(
-                means, quats, scales, covars, opacities, colors, viewmats, Ks, None, width, height,
-                camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, near_plane=near_plane,
-                far_plane=far_plane, radius_clip=radius_clip, sh_degree=sh_degree,
-                render_mode=render_mode.replace("ED", "D"), alpha_cap=alpha_cap, keep_state=True,
-            )  # fmt: skip
-        found = front(
-            rendered, (means, quats, scales, covars, opacities, colors, viewmats, Ks), dense_shape,
-            camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, sh_degree=sh_degree,
-            render_mode=render_mode, alpha_cap=alpha_cap,
-        )  # fmt: skip
-        if absgrad:
-            found.means2d.absgrad = torch.zeros_like(found.means2d, requires_grad=False)
-        images, alphas = finished(*pixels(found, rendered, found.means2d.absgrad if absgrad else None))
-        rendered = rendered._replace(images=None, alphas=None)  # meta must not hold them
-
-        def make_records() -> Records:
-            return state_records(rendered, found.records)
-
-        def make_n_invalid() -> Tensor:
-            rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
-            return rendered.n_invalid.clone()
-
-        visible.make_gaussian_ids = lambda: state_records(rendered).gaussian_ids
-        return Drawn(images, alphas, found.means2d, make_records, make_n_invalid)
-
+    means, quats, scales, covars, opacities, colors, viewmats, Ks = map(
+        flat, (means, quats, scales, covars, opacities, colors, viewmats, Ks)
+    )
     records, means2d, radii, gaussian_ids, image_offsets, n_invalid = _Project.apply(
         means, quats, scales, covars, opacities, viewmats, Ks, width, height,
         {
@@ -148,10 +162,14 @@ def render_with_grad(
         dense_shape,
     )  # fmt: skip
     visible.make_gaussian_ids = lambda: gaussian_ids
-    record_colors, records, n_invalid = _Color.apply(
-        means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height, sh_degree,
-        render_mode,
-    )  # fmt: skip
+    if color_stage is None:
+        record_colors, records, n_invalid = _Color.apply(
+            means, viewmats, Ks, colors, records, radii, gaussian_ids, image_offsets, n_invalid, width, height,
+            sh_degree, render_mode,
+        )  # fmt: skip
+    else:
+        record_colors, records, n_invalid = color_stage(Records(records, radii, gaussian_ids, image_offsets, n_invalid))
+    means2d, of_views = _by_view(means2d) if by_view else (means2d, None)
     projected = Records(records, radii, gaussian_ids, image_offsets, n_invalid)
     tiles = bin(projected._replace(records=records.detach()), width, height)
     if absgrad:
@@ -160,7 +178,77 @@ def render_with_grad(
         means2d, records, record_colors, radii, gaussian_ids, image_offsets, n_invalid, *tiles, width, height,
         alpha_cap, means2d.absgrad if absgrad else None,
     )  # fmt: skip
-    return Drawn(*finished(images, alphas), means2d, lambda: projected, lambda: projected.n_invalid)
+    return Drawn(
+        *finished(images, alphas), lambda: means2d, lambda: projected, lambda: projected.n_invalid, of_views
+    )
+
+
+def _render_cuda(
+    inputs: GaussianInputs, width: int, height: int, dense_shape: tuple[int, ...] | None,
+    finished: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], visible: _Visible, *, near_plane: float,
+    far_plane: float, radius_clip: float, absgrad: bool, color_stage: ColorStage | None, by_view: bool, **form: Any,
+) -> Drawn:  # fmt: skip
+    """The call on the GPU. ``form`` are the named arguments of `kind_of`."""
+    network = network_input = None
+    if color_stage is not None:
+        if form["render_mode"] not in ("D", "ED"):
+            network, network_input = color_stage.network()
+        # Of a network's colours the native backward knows the shape alone, or with depth alone nothing.
+        means = inputs.means
+        colors = means.new_empty(()).expand(*means.shape[:-1], color_stage.n_channels)
+        inputs = inputs._replace(colors=colors)
+    inputs = GaussianInputs(*[
+        x if x is None or x.is_contiguous() or (x is inputs.colors and network is not None) else x.contiguous()
+        for x in inputs
+    ])  # fmt: skip
+    form["render_mode"] = form["render_mode"].replace("ED", "D")
+    kind = kind_of(inputs, width, height, packed=dense_shape is None, **form)
+    if network is None and not absgrad and not by_view and is_watched(inputs):
+        images, alphas, means2d = traced(inputs, kind, dense_shape, near_plane, far_plane, radius_clip)
+        return Drawn(*finished(images, alphas), lambda: means2d, _refuse_traced, _refuse_traced)
+    with torch.no_grad():
+        rendered = render(
+            *inputs[:5], None if network is not None else inputs.colors, *inputs[6:], None, width, height,
+            near_plane=near_plane, far_plane=far_plane, radius_clip=radius_clip, keep_state=True, network=network,
+            network_input=network_input, **form,
+        )  # fmt: skip
+    found = front(rendered, inputs, kind, dense_shape)
+    if network is not None:
+        found = found._replace(link=_Linked.apply(found.link, color_stage.link(*state_rows(rendered))))
+    means2d, of_views = found.means2d, None
+    if by_view:
+        means2d, of_views = _by_view(filled_means2d(found, rendered))
+    of_pixels = torch.zeros_like(means2d, requires_grad=False) if absgrad else None
+    if absgrad:
+        means2d.absgrad = of_pixels
+    images, alphas = finished(*pixels(found, rendered, means2d, of_pixels))
+    rendered = rendered._replace(images=None, alphas=None)  # meta must not hold them
+
+    def make_means2d() -> Tensor:
+        return means2d if by_view else filled_means2d(found, rendered)
+
+    def make_records() -> Records:
+        return state_records(rendered, records_of(found, rendered))
+
+    def make_n_invalid() -> Tensor:
+        rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
+        return rendered.n_invalid.clone()
+
+    visible.make_gaussian_ids = lambda: state_records(rendered).gaussian_ids
+    return Drawn(images, alphas, make_means2d, make_records, make_n_invalid, of_views)
+
+
+def _refuse_traced() -> Any:
+    raise NotImplementedError(
+        "of meta only means2d is there where a call on a GPU that wants gradients is traced, as torch.compile does: "
+        "look at the rest outside of the compiled function, of a call of its own under torch.no_grad()"
+    )
+
+
+def _by_view(means2d: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Dense means2d, and its views' rows as tensors on the way to it, each with a gradient of its own."""
+    of_views = means2d.flatten(0, -3).unbind()
+    return torch.stack(of_views).reshape(means2d.shape), of_views
 
 
 def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,6 +262,20 @@ def _first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+class _Linked(Function):
+    """Ties what a network gives records [M, D] to the link of a whole call. Neither has values, both get gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, colors: Tensor) -> Tensor:
+        ctx.n_channels = colors.shape[1]
+        return link.new_empty(()).expand(link.shape)
+
+    @staticmethod
+    @_first_derivative
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows, rows[:, ROW_COLOR : ROW_COLOR + ctx.n_channels]
+
+
 class _Visible:
     """The Gaussians that some view sees, known once they are projected."""
 
@@ -181,20 +283,21 @@ class _Visible:
 
 
 class _SparseGradient(Function):
-    """Adds the scene dimension to a parameter [N, ...]; its gradient has the rows of visible Gaussians alone."""
+    """A parameter [N, ...] whose gradient has the rows of visible Gaussians alone."""
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, visible: _Visible) -> Tensor:
         ctx.visible = visible
-        return parameter.contiguous().unsqueeze(0)
+        return parameter.view_as(parameter)
 
     @staticmethod
     @_first_derivative
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows = torch.unique(ctx.visible.make_gaussian_ids()).long()
-        values = gradient[0].index_select(0, rows)
-        size = gradient.shape[1:]
-        return torch.sparse_coo_tensor(rows[None], values, size, check_invariants=False, is_coalesced=True), None
+        values = gradient.index_select(0, rows)
+        return torch.sparse_coo_tensor(
+            rows[None], values, gradient.shape, check_invariants=False, is_coalesced=True
+        ), None
 
 
 def _dense_rows(gaussian_ids: Tensor, image_offsets: Tensor, n_gaussians: int) -> Tensor:
@@ -365,6 +468,11 @@ class _Blend(Function):
         return v_means2d, gradients.records, gradients.record_colors, *(None,) * 10
 
 
+def _numbers(values: tuple[float, ...], like: Tensor) -> Tensor:
+    # Each copy from ordinary memory stops the stream; under a tracer the tensor is the tracer's.
+    return like.new_tensor(values) if not like.is_cuda or is_watched((like,)) else constants(values, like.device)
+
+
 class _Composite(Function):
     @staticmethod
     def forward(
@@ -401,7 +509,7 @@ class _Composite(Function):
             colors,
             alphas,
             backgrounds,
-            None if ctx.post.std is None else colors.new_tensor(ctx.post.std),
+            None if ctx.post.std is None else _numbers(ctx.post.std, colors),
             v_out.to(colors.dtype).contiguous(),
             v_out_alphas.contiguous(),
             n_color_channels=ctx.n_color_channels,

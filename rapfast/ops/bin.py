@@ -89,6 +89,25 @@ bin_op = define(
 )
 
 
+def _all_fake(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row):
+    return tuple(_allocate(image_offsets, tiles_x, tiles_y, torch.library.get_ctx().new_dynamic_size()))
+
+
+def _all(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row):
+    out = _with_room(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, None)
+    return out.tile_offsets, out.tile_records
+
+
+# As many rows as there are pairs: what a compiler can trace, since no size is read in between.
+bin_all_op = define(
+    "bin_all(Tensor records, Tensor radii, Tensor image_offsets, int tiles_x, int tiles_y, int first_tile_row) "
+    "-> (Tensor, Tensor)",
+    fake=_all_fake,
+    cpu=_all,
+    cuda=_all,
+)
+
+
 def bin(
     projected: Records,
     width: int,
@@ -110,16 +129,22 @@ def bin(
     first, end = tile_rows or (0, tiles_y)
     if not 0 <= first <= end <= tiles_y:
         raise ValueError(f"tile_rows must lie within 0 and {tiles_y} and not descend, got {tile_rows}")
+    arguments = projected.records, projected.radii, projected.image_offsets, tiles_x, end - first, first
+    if torch.compiler.is_compiling():
+        return Tiles(*bin_all_op(*arguments))
+    return _with_room(*arguments, capacity)
+
+
+def _with_room(
+    records: Tensor, radii: Tensor, image_offsets: Tensor, tiles_x: int, tiles_y: int, first_tile_row: int,
+    capacity: int | None,
+) -> Tiles:  # fmt: skip
     if capacity is None:
-        free = _FREE_CAPACITY if projected.records.device.type == "cpu" else 0
-        capacity = max(free, 4 * projected.records.shape[0])
-
-    def run(room: int) -> Tiles:
-        tensors = projected.records, projected.radii, projected.image_offsets
-        return Tiles(*bin_op(*tensors, tiles_x, end - first, first, room))
-
-    out = run(capacity)
+        free = _FREE_CAPACITY if records.device.type == "cpu" else 0
+        capacity = max(free, 4 * records.shape[0])
+    arguments = records, radii, image_offsets, tiles_x, tiles_y, first_tile_row
+    out = Tiles(*bin_op(*arguments, capacity))
     n = int(out.tile_offsets[-1])
     if n > capacity:
-        out = run(n)
+        out = Tiles(*bin_op(*arguments, n))
     return out._replace(tile_records=out.tile_records[:n])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,6 +121,28 @@ project_op = define(
 )
 
 
+def _visible_fake(
+    means, quats, scales, covars, opacities, viewmats, Ks, width, height, camera_model, antialiased, eps2d, near_plane,
+    far_plane, radius_clip,
+):  # fmt: skip
+    return tuple(_allocate(means, viewmats, torch.library.get_ctx().new_dynamic_size()))
+
+
+def _visible(*inputs):
+    return tuple(_with_room(inputs, None))
+
+
+# As many rows as there are records: what a compiler can trace, since no size is read in between.
+project_visible_op = define(
+    "project_visible(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, "
+    "Tensor Ks, int width, int height, int camera_model, bool antialiased, float eps2d, float near_plane, "
+    "float far_plane, float radius_clip) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_visible_fake,
+    cpu=_visible,
+    cuda=_visible,
+)
+
+
 def project(
     means: Tensor,  # [B, N, 3]
     quats: Tensor | None,  # [B, N, 4]
@@ -145,21 +167,25 @@ def project(
     ``capacity`` is the number of records to make room for at first; with too little room the stage runs a
     second time, and the records are the same for every value.
     """
+    inputs = (
+        means, quats, scales, covars, opacities, viewmats, Ks, width, height, CAMERA_MODELS[camera_model], antialiased,
+        eps2d, near_plane, far_plane, radius_clip,
+    )  # fmt: skip
+    if torch.compiler.is_compiling():
+        return Records(*project_visible_op(*inputs))
+    return _with_room(inputs, capacity)
+
+
+def _with_room(inputs: tuple[Any, ...], capacity: int | None) -> Records:
+    means, viewmats = inputs[0], inputs[5]
     n_pairs = viewmats.shape[0] * viewmats.shape[1] * means.shape[1]
     if capacity is None:
         free = _FREE_CAPACITY if means.device.type == "cpu" else 0
         capacity = min(n_pairs, max(free, n_pairs // 4))
-
-    def run(room: int) -> Records:
-        return Records(*project_op(
-            means, quats, scales, covars, opacities, viewmats, Ks, width, height,
-            CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip, room,
-        ))  # fmt: skip
-
-    out = run(capacity)
+    out = Records(*project_op(*inputs, capacity))
     n_records = int(out.image_offsets[-1])
     if n_records > capacity:
-        out = run(n_records)
+        out = Records(*project_op(*inputs, n_records))
     out = out._replace(
         records=out.records[:n_records],
         radii=out.radii[:n_records],

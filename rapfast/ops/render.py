@@ -163,7 +163,7 @@ def _plan(
 
 
 @cache  # a few bytes each, and captured graphs read them where they lie
-def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers on the device. Copied there once: each copy from ordinary memory stops the stream."""
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -315,7 +315,7 @@ render_op = define(
 )
 
 
-def _is_watched(tensors: Iterable[Tensor | None]) -> bool:
+def is_watched(tensors: Iterable[Tensor | None]) -> bool:
     """Whether anything but plain execution wants to know of a call: a compiler, a tracer, a mode, a transform, a
     tensor subclass. Then it must be the registered operator; else its implementation is called, which saves the
     13 us that torch takes to pass forty arguments twice."""
@@ -494,7 +494,7 @@ def render(
     mean = std = None
     if postprocess is not None:
         # Under a tracing mode the tensor is the mode's, not to be kept.
-        made = _constants.__wrapped__ if torch._C._len_torch_dispatch_stack() else _constants
+        made = constants.__wrapped__ if torch._C._len_torch_dispatch_stack() else constants
         mean, std = (None if v is None else made(v, means.device) for v in (postprocess.mean, postprocess.std))
     inputs = means, quats, scales, covars, opacities, viewmats, Ks, colors, backgrounds, mean, std
     net = operator_arguments(network, network_input)
@@ -504,7 +504,7 @@ def render(
     if out is not None:
         extras["out"] = out
     # The operator has no place for extras: they belong to one process and take no part in tracing.
-    through_operator = not extras and _is_watched(inputs)
+    through_operator = not extras and is_watched(inputs)
     stages = None if through_operator else native_stages(device)
     if stages is not None:
         extras["stage_events"] = torch.tensor(stages.handles, dtype=torch.int64)
@@ -590,6 +590,15 @@ def state_records(rendered: Rendered, records: Tensor | None = None) -> Records:
             image_offsets=_part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
             n_invalid=rendered.n_invalid,
         )
+    )
+
+
+def state_rows(rendered: Rendered) -> tuple[Tensor, Tensor]:
+    """gaussian_ids [M] int32 of the rows in use, dead ones included, and where each image's begin [I + 1] int64."""
+    rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
+    return (
+        _part(rendered, "gaussian_ids", torch.int32, rendered.n_records),
+        _part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
     )
 
 

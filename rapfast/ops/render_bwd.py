@@ -1,21 +1,23 @@
 """Backward of a call on the GPU, from the state that it kept.
 
 A record's gradient is a row: conic (3), opacity, then its colour's, padded to a multiple of four. That of its mean is
-in the layout of ``means2d``: dense [I, N, 2], or packed [n, 2] where ``places`` [M] has each record's row, -1 for dead
-ones. ``sizes`` are the fields of `Sizes`.
+in the layout of ``means2d``: dense [I, N, 2], or packed [n_visible, 2] where ``places`` [M] has each record's row, -1
+for dead ones.
+
+What is here is called for every step of a training loop while the GPU waits, so a plan holds the numbers of a call,
+kernels write every row of what they return, and the operators are called only where somebody watches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rapfast.ops._library import address, aligned, cuda_arguments, define, native
-from rapfast.ops.color import form_arguments
-from rapfast.ops.render import Sizes
+from rapfast.ops._library import address, aligned, current_stream, define, native
+from rapfast.ops.render import Rendered, Sizes, is_watched
 
 ROW_COLOR = 4
 """Column of a row at which its colour's gradient begins."""
@@ -26,50 +28,109 @@ def row_stride(n_channels: int) -> int:
     return ROW_COLOR + (n_channels + 3) // 4 * 4
 
 
-def _state_arguments(state: Tensor, sizes: Sequence[int], n_records: int, places: Tensor | None) -> dict[str, int]:
-    named = Sizes(*sizes)._asdict()
-    named["keep_state"] = bool(named["keep_state"])
-    return {**named, "state": address(state), "n_records": n_records, "places": address(places)}
+class Kind(NamedTuple):
+    """What calls of one kind have in common, in the operators' order."""
+
+    n_scenes: int
+    n_cameras: int
+    n_gaussians: int
+    width: int
+    height: int
+    n_channels: int  # blended, depth included
+    camera_model: int
+    antialiased: bool
+    eps2d: float
+    sh_degree: int  # -1: colours are given
+    n_bases: int
+    n_color_channels: int
+    per_camera: bool
+    depth_channel: int
+    alpha_cap: float
+    packed: bool
+
+    @property
+    def with_colors(self) -> bool:
+        return self.depth_channel != 2
+
+    def means2d_shape(self, n_visible: int) -> tuple[int, ...]:
+        return (n_visible, 2) if self.packed else (self.n_scenes * self.n_cameras, self.n_gaussians, 2)
+
+
+KIND_SCHEMA = (
+    "SymInt n_scenes, SymInt n_cameras, SymInt n_gaussians, SymInt width, SymInt height, SymInt n_channels, "
+    "int camera_model, bool antialiased, float eps2d, int sh_degree, SymInt n_bases, SymInt n_color_channels, "
+    "bool per_camera, int depth_channel, float alpha_cap, bool packed"
+)
+"""The fields of `Kind`."""
+
+
+class Counts(NamedTuple):
+    """What one call had room for and found. Operators take a tensor of them, on the host."""
+
+    record_capacity: int
+    capacity: int
+    n_records: int  # M, dead ones included
+    n_intersections: int
+    n_visible: int
+
+    @staticmethod
+    def of(rendered: Rendered) -> Counts:
+        sizes = rendered.sizes
+        found = rendered.n_records, rendered.n_intersections, rendered.n_visible
+        return Counts(sizes.record_capacity, sizes.capacity, *found)
+
+
+@lru_cache(maxsize=256)
+def _plan(kind: Kind, record_capacity: int, capacity: int, device: int) -> Any:
+    """The backward of such calls in the native module's form, but for addresses and what a call found."""
+    n_tile_rows = -(-kind.height // 16)
+    sizes = Sizes(*kind[:6], record_capacity, capacity, True, 0, n_tile_rows)
+    return native.BackwardPlan(
+        **sizes._asdict(),
+        camera_model=kind.camera_model,
+        antialiased=kind.antialiased,
+        eps2d=kind.eps2d,
+        sh_degree=kind.sh_degree,
+        n_bases=kind.n_bases,
+        n_color_channels=kind.n_color_channels,
+        per_camera=kind.per_camera,
+        depth_channel=kind.depth_channel,
+        alpha_cap=kind.alpha_cap,
+        device=device,
+    )
+
+
+class Facts(NamedTuple):
+    """What is known of one call on the host, tensors aside."""
+
+    kind: Kind
+    counts: Counts
+    device: int
+    plan: Any
+
+    @staticmethod
+    def of(kind: Kind, counts: Counts, device: int) -> Facts:
+        return Facts(kind, counts, device, _plan(kind, counts.record_capacity, counts.capacity, device))
+
+
+def _read_facts(state: Tensor, counts: Tensor, kind: tuple[Any, ...]) -> Facts:
+    return Facts.of(Kind(*kind), Counts(*counts.tolist()), state.get_device())
+
+
+def _counts_tensor(facts: Facts) -> Tensor:
+    return torch.tensor(facts.counts, dtype=torch.int64)
 
 
 # ------------------------------------------------------------------------------------------ means2d
 
 
-def _means2d_fake(state, sizes, n_records, n_visible, packed):
-    s = Sizes(*sizes)
-    shape = (n_visible, 2) if packed else (s.n_images, s.n_gaussians, 2)
-    return (
-        state.new_empty(shape, dtype=torch.float32),
-        state.new_empty((n_records if packed else 0,), dtype=torch.int32),
+def fill_means2d(state: Tensor, facts: Facts, means2d: Tensor, places: Tensor | None) -> None:
+    """Writes the image means of the visible records, dense with 0 elsewhere, or packed and ``places`` [M] with them."""
+    n = facts.counts.n_records
+    room = None if places is None else state.new_empty((native.means2d_chunks(n),), dtype=torch.int32)
+    facts.plan.means2d(
+        state.data_ptr(), n, address(places), means2d.data_ptr(), address(room), current_stream(facts.device)
     )
-
-
-def _means2d_cuda(state, sizes, n_records, n_visible, packed):
-    means2d, places = _means2d_fake(state, sizes, n_records, n_visible, packed)
-    if not packed:
-        means2d.zero_()
-    room = state.new_empty((native.means2d_chunks(n_records) if packed else 0,), dtype=torch.int32)
-    if n_records > 0:
-        native.means2d_cuda(
-            **cuda_arguments(state),
-            **_state_arguments(state, sizes, n_records, places if packed else None),
-            means2d=address(means2d),
-            scratch=address(room),
-        )
-    return means2d, places
-
-
-means2d_op = define(
-    "means2d(Tensor state, int[] sizes, int n_records, int n_visible, bool packed) -> (Tensor, Tensor)",
-    fake=_means2d_fake,
-    cuda=_means2d_cuda,
-)
-
-
-def means2d_of(state: Tensor, sizes: Sizes, n_records: int, n_visible: int, packed: bool) -> tuple[Tensor, Tensor]:
-    """The image means of the visible records, dense [I, N, 2] with 0 elsewhere or packed [n_visible, 2], and, packed,
-    ``places`` [M] (else [0])."""
-    return means2d_op(state, list(sizes), n_records, n_visible, packed)
 
 
 # -------------------------------------------------------------------------------------------- blend
@@ -82,55 +143,45 @@ class PixelGradients(NamedTuple):
     means2d: Tensor  # dense [I, N, 2] or packed [n_visible, 2]
 
 
-def _pixels_fake(
-    state, places, v_colors, v_alphas, absgrad, sizes, n_records, n_intersections, n_visible, packed, alpha_cap,
-    deterministic,
-):  # fmt: skip
-    s = Sizes(*sizes)
-    shape = (n_visible, 2) if packed else (s.n_images, s.n_gaussians, 2)
-    return (
-        state.new_empty((n_records, row_stride(s.n_channels)), dtype=torch.float32),
-        state.new_empty(shape, dtype=torch.float32),
-    )
-
-
-def _pixels_cuda(
-    state, places, v_colors, v_alphas, absgrad, sizes, n_records, n_intersections, n_visible, packed, alpha_cap,
-    deterministic,
-):  # fmt: skip
-    s = Sizes(*sizes)
-    rows = state.new_zeros((n_records, row_stride(s.n_channels)), dtype=torch.float32)
-    shape = (n_visible, 2) if packed else (s.n_images, s.n_gaussians, 2)
-    v_means2d = state.new_zeros(shape, dtype=torch.float32)
+def _pixels(
+    state: Tensor, places: Tensor | None, facts: Facts, v_colors: Tensor | None, v_alphas: Tensor | None,
+    absgrad: Tensor | None, deterministic: bool,
+) -> PixelGradients:  # fmt: skip
+    kind, counts, device, plan = facts
+    n = counts.n_records
+    rows = state.new_empty((n, row_stride(kind.n_channels)), dtype=torch.float32)
+    v_means2d = state.new_empty(kind.means2d_shape(counts.n_visible), dtype=torch.float32)
     order = exponents = fixed = None
-    if n_intersections >= native.ordered_capacity:
-        n_tiles = s.n_images * -(-s.width // 16) * s.n_tile_rows
-        order = state.new_empty((n_tiles + 2,), dtype=torch.int32)
+    if counts.n_intersections >= native.ordered_capacity:
+        order = state.new_empty((plan.n_tiles + 2,), dtype=torch.int32)
     if deterministic:
-        width = native.fixed_stride(s.n_channels)
-        exponents = state.new_zeros((n_records, width), dtype=torch.int32)
-        fixed = state.new_zeros((n_records, width), dtype=torch.int64)
-    native.blend_bwd_cuda(
-        **cuda_arguments(state),
-        **_state_arguments(state, sizes, n_records, places if packed else None),
-        n_intersections=n_intersections,
-        alpha_cap=alpha_cap,
-        v_colors=address(v_colors),
-        v_alphas=address(v_alphas),
-        order=address(order),
-        rows=address(rows),
-        v_means2d=address(v_means2d),
-        absgrad=address(absgrad),
-        exponents=address(exponents),
-        fixed=address(fixed),
-    )
-    return rows, v_means2d
+        width = native.fixed_stride(kind.n_channels)
+        exponents = state.new_empty((n, width), dtype=torch.int32)
+        fixed = state.new_empty((n, width), dtype=torch.int64)
+    plan.pixels(
+        state.data_ptr(), n, counts.n_intersections, v_means2d.numel() // 2, address(places), address(v_colors),
+        address(v_alphas), address(absgrad), address(order), address(exponents), address(fixed), rows.data_ptr(),
+        v_means2d.data_ptr(), current_stream(device),
+    )  # fmt: skip
+    return PixelGradients(rows, v_means2d)
 
 
+def _pixels_fake(state, places, counts, means2d, v_colors, v_alphas, absgrad, deterministic, *kind):
+    k = Kind(*kind)
+    rows = state.new_empty((places.shape[0], row_stride(k.n_channels)), dtype=torch.float32)
+    return rows, state.new_empty(means2d.shape, dtype=torch.float32)
+
+
+def _pixels_cuda(state, places, counts, means2d, v_colors, v_alphas, absgrad, deterministic, *kind):
+    facts = _read_facts(state, counts, kind)
+    found = _pixels(state, places if facts.kind.packed else None, facts, v_colors, v_alphas, absgrad, deterministic)
+    return found.rows, found.means2d.reshape(means2d.shape)
+
+
+# `places` [M] and `means2d` are read for their shapes, where the call is not packed.
 pixels_bwd_op = define(
-    "pixels_bwd(Tensor state, Tensor places, Tensor? v_colors, Tensor? v_alphas, Tensor(a!)? absgrad, int[] sizes, "
-    "int n_records, int n_intersections, int n_visible, bool packed, float alpha_cap, bool deterministic) "
-    "-> (Tensor, Tensor)",
+    "pixels_bwd(Tensor state, Tensor places, Tensor counts, Tensor means2d, Tensor? v_colors, Tensor? v_alphas, "
+    f"Tensor(a!)? absgrad, bool deterministic, {KIND_SCHEMA}) -> (Tensor, Tensor)",
     fake=_pixels_fake,
     cuda=_pixels_cuda,
 )
@@ -138,142 +189,119 @@ pixels_bwd_op = define(
 
 def pixels_bwd(
     state: Tensor,
-    places: Tensor,  # [M] int32 where packed
+    places: Tensor | None,  # [M] int32 where packed
+    facts: Facts,
     v_colors: Tensor | None,  # [I, H, W, D]; None: 0
     v_alphas: Tensor | None,  # [I, H, W, 1]; None: 0
     absgrad: Tensor | None,  # in the layout of means2d
-    sizes: Sizes,
-    *,
-    n_records: int,
-    n_intersections: int,
-    n_visible: int,
-    packed: bool,
-    alpha_cap: float,
-    deterministic: bool,
 ) -> PixelGradients:
     """Gradients of records. Adds to ``absgrad`` the sum over pixels of |gradient of the mean|.
 
-    Atomics add floats in any order, unless ``deterministic``: then sums are of integers, scaled by the largest term of
-    each, which takes twice as long and 12 bytes more per number.
+    Atomics add floats in any order, unless torch's deterministic algorithms are on: then sums are of integers, scaled
+    by the largest term of each, which takes twice as long and 12 bytes more per number.
     """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if not is_watched((v_colors, v_alphas)):
+        return _pixels(state, places, facts, v_colors, v_alphas, absgrad, deterministic)
+    n, n_visible = facts.counts.n_records, facts.counts.n_visible
+    if places is None:
+        places = state.new_empty((n,), dtype=torch.int32)
+    means2d = state.new_empty((), dtype=torch.float32).expand(facts.kind.means2d_shape(n_visible))
     return PixelGradients(*pixels_bwd_op(
-        state, places, v_colors, v_alphas, absgrad, list(sizes), n_records, n_intersections, n_visible, packed,
-        alpha_cap, deterministic,
+        state, places, _counts_tensor(facts), means2d, v_colors, v_alphas, absgrad, deterministic, *facts.kind
     ))  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- Gaussians
 
 
-class GaussianGradients(NamedTuple):
-    """Gradients of a call's inputs; empty tensors where not wanted."""
+class GaussianInputs(NamedTuple):
+    """What records are made of. Gradients of them come in the same order."""
 
-    means: Tensor  # [B, N, 3]
-    quats: Tensor  # [B, N, 4]
-    scales: Tensor  # [B, N, 3]
-    covars: Tensor  # [B, N, 3, 3], 0 below the diagonal
-    opacities: Tensor  # [B, N]
-    viewmats: Tensor  # [B, C, 4, 4]
-    Ks: Tensor  # [B, C, 3, 3]
-    colors: Tensor  # as the colours
-
-
-def _gaussians_fake(
-    means, quats, scales, covars, opacities, viewmats, Ks, colors, state, places, rows, v_means2d, v_records, sizes,
-    n_records, packed, camera_model, antialiased, eps2d, sh_degree, per_camera, depth_channel, wanted,
-):  # fmt: skip
-    inputs = (means, quats, scales, covars, opacities, viewmats, Ks, colors)
-    return tuple(means.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted, strict=True))
+    means: Tensor  # [..., N, 3]
+    quats: Tensor | None  # [..., N, 4]
+    scales: Tensor | None  # [..., N, 3]
+    covars: Tensor | None  # [..., N, 3, 3]; the gradient is 0 below the diagonal
+    opacities: Tensor  # [..., N]
+    colors: Tensor  # [..., (C,) N, D] or [..., (C,) N, K, 3]; given ones are read for their shape alone
+    viewmats: Tensor  # [..., C, 4, 4]
+    Ks: Tensor  # [..., C, 3, 3]
 
 
-def _gaussians_cuda(
-    means, quats, scales, covars, opacities, viewmats, Ks, colors, state, places, rows, v_means2d, v_records, sizes,
-    n_records, packed, camera_model, antialiased, eps2d, sh_degree, per_camera, depth_channel, wanted,
-):  # fmt: skip
-    s = Sizes(*sizes)
+_COLORS, _VIEWMATS = GaussianInputs._fields.index("colors"), GaussianInputs._fields.index("viewmats")
+
+
+def _gaussians(
+    inputs: tuple[Tensor | None, ...], state: Tensor, places: Tensor | None, facts: Facts, rows: Tensor | None,
+    v_means2d: Tensor | None, v_records: Tensor | None, wanted: list[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    kind, counts, device, plan = facts
+    means, quats, scales, covars, opacities, colors, viewmats, Ks = inputs
+    out = [x.new_empty(x.shape) if want else None for x, want in zip(inputs, wanted, strict=True)]
+    nothing = counts.n_records == 0 or kind.n_cameras == 0 or kind.n_gaussians == 0
+    if nothing:  # nor is anything written
+        return [None if x is None else x.zero_() for x in out]
+    if rows is None and out[_COLORS] is not None:
+        out[_COLORS].zero_()  # no row reaches them
     # Read in pieces of 8 and 16 bytes. The names live until the launch.
-    colors, rows, v_means2d = aligned(colors), aligned(rows), aligned(v_means2d)
-    inputs = (means, quats, scales, covars, opacities, viewmats, Ks, colors)
-    # Nothing is written where there is nothing to go over, nor to colours that no row reaches.
-    nothing = n_records == 0 or s.n_cameras == 0 or s.n_gaussians == 0
-    zero = [nothing] * 7 + [nothing or rows is None or depth_channel == 2]
-    out = GaussianGradients(*(
-        means.new_zeros(x.shape) if want and z else means.new_empty(x.shape if want else (0,))
-        for x, want, z in zip(inputs, wanted, zero, strict=True)
-    ))  # fmt: skip
-    if nothing:
-        return tuple(out)
-    with_views, with_colors = wanted[5] or wanted[6], depth_channel != 2 and rows is not None
-    n_chunks = native.seen_chunks(s.n_gaussians)
-    project_sums = means.new_empty((s.n_images, n_chunks, 16)) if with_views else None
-    with_centers = wanted[5] and with_colors and sh_degree >= 0
-    center_sums = means.new_empty((s.n_images, n_chunks, 3)) if with_centers else None
-    native.gaussians_bwd_cuda(
-        **cuda_arguments(state),
-        **_state_arguments(state, sizes, n_records, places if packed else None),
-        **form_arguments(colors, sh_degree, per_camera, depth_channel),
-        camera_model=camera_model,
-        antialiased=antialiased,
-        eps2d=eps2d,
-        means=address(means),
-        quats=address(quats),
-        scales=address(scales),
-        covars=address(covars),
-        opacities=address(opacities),
-        viewmats=address(viewmats),
-        Ks=address(Ks),
-        rows=address(rows),
-        v_means2d=address(v_means2d),
-        v_records=address(v_records),
-        project_sums=address(project_sums),
-        center_sums=address(center_sums),
-        **{f"v_{name}": address(tensor) for name, tensor in out._asdict().items()},
-    )
-    return tuple(out)
+    if kind.sh_degree >= 0:
+        colors = aligned(colors)
+    rows, v_means2d = aligned(rows), aligned(v_means2d)
+    with_views = wanted[_VIEWMATS] or wanted[_VIEWMATS + 1]
+    sums = means.new_empty((plan.sums_size,)) if with_views else None
+    v_means, v_quats, v_scales, v_covars, v_opacities, v_colors, v_viewmats, v_Ks = map(address, out)
+    plan.gaussians(
+        state.data_ptr(), address(places), means.data_ptr(), address(quats), address(scales), address(covars),
+        opacities.data_ptr(), viewmats.data_ptr(), Ks.data_ptr(), colors.data_ptr(), address(rows), address(v_means2d),
+        address(v_records), address(sums), v_means, v_quats, v_scales, v_covars, v_opacities, v_viewmats, v_Ks,
+        v_colors, current_stream(device),
+    )  # fmt: skip
+    return out
+
+
+_N_INPUTS = len(GaussianInputs._fields)
+
+
+def _gaussians_fake(*arguments):
+    inputs, wanted = arguments[:_N_INPUTS], arguments[_N_INPUTS + 6]
+    means = inputs[0]
+    return [means.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted, strict=True)]
+
+
+def _gaussians_cuda(*arguments):
+    inputs, (state, places, counts, rows, v_means2d, v_records, wanted, *kind) = (
+        arguments[:_N_INPUTS], arguments[_N_INPUTS:]
+    )  # fmt: skip
+    facts = _read_facts(state, counts, kind)
+    found = _gaussians(inputs, state, places if facts.kind.packed else None, facts, rows, v_means2d, v_records, wanted)
+    return [inputs[0].new_empty((0,)) if x is None else x for x in found]
 
 
 gaussians_bwd_op = define(
-    "gaussians_bwd(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, "
-    "Tensor Ks, Tensor colors, Tensor state, Tensor places, Tensor? rows, Tensor? v_means2d, Tensor? v_records, "
-    "int[] sizes, int n_records, bool packed, int camera_model, bool antialiased, float eps2d, int sh_degree, "
-    "bool per_camera, int depth_channel, bool[] wanted) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "gaussians_bwd(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor colors, "
+    "Tensor viewmats, Tensor Ks, Tensor state, Tensor places, Tensor counts, Tensor? rows, Tensor? v_means2d, "
+    f"Tensor? v_records, bool[] wanted, {KIND_SCHEMA}) -> Tensor[]",
     fake=_gaussians_fake,
     cuda=_gaussians_cuda,
 )
 
 
 def gaussians_bwd(
-    means: Tensor,  # [B, N, 3]
-    quats: Tensor | None,  # [B, N, 4]
-    scales: Tensor | None,  # [B, N, 3]
-    covars: Tensor | None,  # [B, N, 3, 3]
-    opacities: Tensor,  # [B, N]
-    viewmats: Tensor,  # [B, C, 4, 4]
-    Ks: Tensor,  # [B, C, 3, 3]
-    colors: Tensor,  # [B, (C,) N, D] or [B, (C,) N, K, 3]; given ones are read for their shape alone
+    inputs: tuple[Tensor | None, ...],  # of GaussianInputs
     state: Tensor,
-    places: Tensor,
+    places: Tensor | None,  # [M] int32 where packed
+    facts: Facts,
     rows: Tensor | None,  # [M, row_stride]; None: 0
-    v_means2d: Tensor | None,  # dense [I, N, 2] or packed [n_visible, 2]; None: 0
+    v_means2d: Tensor | None,  # in the layout of means2d; None: 0
     v_records: Tensor | None,  # [M, 8] what reached the records elsewhere, the first two columns not read; None: 0
-    sizes: Sizes,
-    *,
-    n_records: int,
-    packed: bool,
-    camera_model: int,
-    antialiased: bool,
-    eps2d: float,
-    sh_degree: int,
-    depth_channel: int,
     wanted: list[bool],
-) -> GaussianGradients:
-    """Gradients of a call's inputs from those of its records; ``wanted`` says of which, in the order of the fields.
-
-    ``sh_degree`` is -1 where colours are given. Sums run in a fixed order.
-    """
-    per_camera = colors.dim() == (4 if sh_degree < 0 else 5)
-    return GaussianGradients(*gaussians_bwd_op(
-        means, quats, scales, covars, opacities, viewmats, Ks, colors, state, places, rows, v_means2d, v_records,
-        list(sizes), n_records, packed, camera_model, antialiased, eps2d, sh_degree, per_camera, depth_channel, wanted,
-    ))  # fmt: skip
+) -> list[Tensor | None]:
+    """Gradients of a call's inputs from those of its records; ``wanted`` says of which. Sums run in a fixed order."""
+    if not is_watched((rows, v_means2d, v_records)):
+        return _gaussians(inputs, state, places, facts, rows, v_means2d, v_records, wanted)
+    if places is None:
+        places = state.new_empty((0,), dtype=torch.int32)
+    found = gaussians_bwd_op(
+        *inputs, state, places, _counts_tensor(facts), rows, v_means2d, v_records, wanted, *facts.kind
+    )
+    return [x if want else None for x, want in zip(found, wanted, strict=True)]

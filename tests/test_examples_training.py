@@ -1,0 +1,69 @@
+"""The examples that train through the render, with settings so small that little is to be learnt."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PNG = b"\x89PNG"
+
+
+def run(name: str, *arguments: str, device: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), "--quick", "--device", device, *arguments]
+    # One thread: many small operations, on a machine whose cores may be others' as well.
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    found = re.search(pattern, text)
+    assert found, f"{pattern} is not in {text}"
+    return [float(x) for x in found.groups()]
+
+
+def test_a_pose_is_refined(tmp_path: Path, device) -> None:
+    out = tmp_path / "pose.png"
+    pytest.importorskip("matplotlib", reason="the example plots with matplotlib")
+    text = run(
+        "refine_pose.py", "--out", str(out), "--gaussians", "4000", "--width", "128", "--height", "72",
+        "--metres", "0.02", "--degrees", "0.8", "--steps", "45", "--shrink", "2", "1", device=device.type,
+    )  # fmt: skip
+    before = numbers(r"guess: +([\d.]+) mm, ([\d.]+) degrees", text)
+    after = numbers(r"refined: +([\d.]+) mm, ([\d.]+) degrees", text)
+    assert before == [20.0, 0.8]
+    assert after[0] < 1.0 and after[1] < 0.1
+    assert out.read_bytes().startswith(PNG)
+
+
+def test_a_scene_is_fitted_with_gsplats_strategy(tmp_path: Path, device) -> None:
+    pytest.importorskip("gsplat", reason="the strategy is gsplat's")
+    text = run(
+        "fit_scene.py", "--out", str(tmp_path), "--gaussians", "4000", "--points", "600", "--width", "64", "--height",
+        "36", "--views", "8", "--steps", "60", "--grow", "2e-3", device=device.type,
+    )  # fmt: skip
+    before, after = numbers(r"rapfast: PSNR of 2 held-out views ([\d.]+) dB before, ([\d.]+) dB after", text)
+    (n,) = numbers(r"(\d+) Gaussians\n.*pictures.png", text)
+    assert after > before + 2
+    assert n > 600, "the strategy has grown some"
+    assert (tmp_path / "pictures.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "rapfast.ply").stat().st_size > 600 * 62 * 4
+
+
+def test_an_appearance_is_trained(tmp_path: Path, device) -> None:
+    out = tmp_path / "two.png"
+    text = run(
+        "fit_appearance.py", "--out", str(out), "--gaussians", "4000", "--width", "48", "--height", "27", "--views",
+        "4", "--batch", "3", "--steps", "25", device=device.type,
+    )  # fmt: skip
+    before, after = numbers(r"never seen: ([\d.]+) dB before, ([\d.]+) dB after", text)
+    assert after > before + 3
+    assert out.read_bytes().startswith(PNG)
