@@ -151,6 +151,44 @@ def floors(w: Work) -> dict[str, Floor]:
     return found
 
 
+def backward_floors(w: Work) -> dict[str, Floor]:
+    """Each step of going back, to every parameter of the scene, in its order. The gradients of the images are given."""
+    stride = w.channels if w.channels < 3 else 4 * math.ceil(w.channels / 4)
+    row = 4 + 4 * math.ceil(w.channels / 4)  # floats of a record's gradient: conic, opacity, colour
+    words, rows_out = w.gaussians / 32, w.gaussians / w.views  # whoever is not seen gets a gradient too: 0
+    k, d = w.coefficients, w.channels
+    found = {
+        # What the forward reads, and of each pixel the image's gradient, the final transmittance and the last record's
+        # place; out a row and a mean's gradient a record. In every pixel of a cell that a record reaches: 8 operations
+        # to find alpha again; the weight's gradient, one for each channel; 8 to go back through the transmittance; 6
+        # for the moments; one for each channel's gradient; and one for each of the 6 + D sums over pixels. An ex2 and a
+        # reciprocal, which take the same unit.
+        "blend_bwd": Floor(
+            "blend",
+            (4 + 32 + 4 * stride) * w.walked + 4 * (d + 2) * w.pixels + 4 * (row + 2) * w.records,
+            (28 + 3 * d) * CELL**2 * w.cells + 60 * w.walked,
+            2 * CELL**2 * w.cells,
+        ),
+    }
+    if k:
+        # The colour's part of each record's row in; coefficients and means of what is seen in, once for all views;
+        # gradients of both out. Colours once more, then three operations a coefficient for its own gradient, three for
+        # the basis', three a term for the direction's.
+        found["sh_bwd"] = Floor(
+            "color",
+            16 * w.records + 4 * words + (12 * k + 12) * w.seen + (12 * k + 12) * rows_out,
+            (40 + 6 * (k - 1) + 9 * k) * w.visible,
+        )
+    else:
+        found["given_bwd"] = Floor("color", 4 * stride * w.records + 4 * words + 4 * d * rows_out, d * w.visible)
+    # Conic, opacity and mean's gradient of each record in; parameters of what is seen in, once for all views; their
+    # gradients out. Of the projection's 120 operations each again, and about two to go back.
+    found["project_bwd"] = Floor(
+        "project", 24 * w.records + 4 * words + 44 * w.seen + 44 * rows_out, 360 * w.visible
+    )
+    return found
+
+
 def total_us(w: Work) -> float:
     """Microseconds per view of all steps."""
     return sum(floor.us for floor in floors(w).values())

@@ -10,13 +10,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # for the package of this file
+
+from bench.report_backward import backward_floors, backward_section  # noqa: E402
+from bench.report_runs import (  # noqa: E402
+    ReportError,
+    Run,
+    floor_cells,
+    limit,
+    newest_runs,
+    number,
+    provenance,
+    read_run,
+    table,
+)
+
 DOCS_MARKERS = "<!-- benchmark results -->", "<!-- /benchmark results -->"
 README_MARKERS = "<!-- benchmark table -->", "<!-- /benchmark table -->"
 FLOORS_MARKERS = "<!-- floors -->", "<!-- /floors -->"
@@ -24,12 +38,6 @@ FLOORS_MARKERS = "<!-- floors -->", "<!-- /floors -->"
 CPU_CASE = "cpu-room200k-427x240"
 CPU_BAR_MS, CPU_BAR_RATIO = 250.0, 20.0
 """What one view of CPU_CASE must not exceed, and how many times faster than the reference it must be."""
-
-BACKWARD_DIRECTIONS = ("bwd", "bwd-scene")
-"""Gradients of every parameter and of the viewmats; of the parameters alone."""
-
-BACKWARD_BAR, BACKWARD_GOAL = 2.5, 4.0
-"""How many times faster than gsplat a step must be, and is wanted to: geometric means over the cases."""
 
 README_BATCH = 8
 
@@ -40,129 +48,7 @@ APPEARANCE_BARS = {"rapfast": ("new reference images", 10.0, 15.0), "rapfast-map
 """How many times faster than the faster of RAP_LOOPS a view must get to the CPU, and is wanted to: bar and goal."""
 
 
-class ReportError(Exception):
-    """A sentence for the user."""
-
-
-class Run(NamedTuple):
-    """One file of pytest-benchmark's JSON."""
-
-    machine: dict[str, Any]  # machine_info
-    commit: dict[str, Any]  # commit_info
-    time: str  # ISO 8601, UTC
-    records: dict[tuple[str, str, int], dict[str, Any]]  # extra_info by (case, backend, batch), direction "fwd"
-    # the same of the other directions, "rap" and "rap-loop"
-    appearance: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
-    transfers: dict[tuple[str, str, int], dict[str, Any]] = {}  # by (case, way, views), direction "transfer"
-    # by direction, "bwd" and "bwd-scene", then as `records`
-    backward: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
-
-    @property
-    def device_name(self) -> str:
-        gpu = self.machine.get("gpu")
-        return gpu["name"] if gpu else self.machine["cpu"]["name"]
-
-    @property
-    def slug(self) -> str:
-        """The name in file names."""
-        name = re.sub(r"\((r|tm)\)", "", self.device_name.lower())
-        return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.")
-
-    def get(self, case: str, backend: str, batch: int, field: str) -> Any:
-        """A field of a record, None where the record or its value is absent."""
-        return self.records.get((case, backend, batch), {}).get(field)
-
-    def ratio(self, case: str, batch: int, over: str, field: str = "ms_per_view") -> float | None:
-        """How many times more ``over`` takes than rapfast."""
-        theirs, ours = self.get(case, over, batch, field), self.get(case, "rapfast", batch, field)
-        return theirs / ours if theirs and ours else None
-
-    def cases(self) -> list[str]:
-        return list(dict.fromkeys(case for case, _, _ in self.records))
-
-    def batches(self, case: str) -> list[int]:
-        return sorted({batch for name, _, batch in self.records if name == case})
-
-
-def read_run(path: Path) -> Run:
-    """Raises ReportError where the file is not a run of this suite."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: not a benchmark run: {error}") from error
-    try:
-        directions: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {"fwd": {}}
-        for benchmark in data["benchmarks"]:
-            info = benchmark["extra_info"]
-            directions.setdefault(info["direction"], {})[info["case"], info["backend"], info["batch"]] = info
-        records, transfers = directions.pop("fwd"), directions.pop("transfer", {})
-        backward = {name: directions.pop(name) for name in BACKWARD_DIRECTIONS if name in directions}
-        run = Run(data["machine_info"], data["commit_info"], data["datetime"], records, directions, transfers, backward)
-        _ = run.slug
-    except (KeyError, TypeError) as error:
-        raise ReportError(f"{path}: not a run of this suite: {error} is missing") from error
-    if not any(getattr(run, part) for part in PARTS):
-        raise ReportError(f"{path}: holds no benchmark")
-    return run
-
-
-PARTS = ("records", "backward", "appearance", "transfers")
-"""Fields of a `Run`: what a run may be of alone."""
-
-
-def newest_runs(results: Path) -> list[Run]:
-    """The newest run of each machine, GPUs first; where the newest holds only some of `PARTS`, the newest of each."""
-    newest: dict[tuple[str, str], Run] = {}
-    for path in sorted(results.glob("*.json")):
-        run = read_run(path)
-        for part in PARTS:
-            key = run.slug, part
-            if getattr(run, part) and (key not in newest or run.time > newest[key].time):
-                newest[key] = run
-    if not newest:
-        raise ReportError(f"{results} holds no run: python bench/report.py save RUN.json puts one there")
-    chosen: dict[int, tuple[Run, set[str]]] = {}
-    for (_, part), run in newest.items():
-        chosen.setdefault(id(run), (run, set()))[1].add(part)
-    runs = [run._replace(**{part: {} for part in PARTS if part not in parts}) for run, parts in chosen.values()]
-    order = {part: i for i, part in enumerate(PARTS)}
-    first_part = {id(run): min(order[part] for part in PARTS if getattr(run, part)) for run in runs}
-    return sorted(runs, key=lambda run: (run.machine.get("gpu") is None, run.slug, first_part[id(run)]))
-
-
 # --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def _number(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """With that many significant digits, a dash for None."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return f"0{unit}"
-    magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    if magnitude >= digits:
-        return f"{value:,.0f}{unit}"
-    if abs(value) >= 1:
-        return f"{value:.{digits - magnitude}f}{unit}"
-    return f"{value:.{digits}f}{unit}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown, the first column aligned left, the others right."""
-    align = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
-
-
-def _provenance(run: Run) -> str:
-    versions, gpu = run.machine["versions"], run.machine.get("gpu")
-    parts = [f"rapfast {versions['rapfast']} ({run.commit['id'][:10]})", f"torch {versions['torch']}"]
-    if gpu:
-        parts.insert(0, f"driver {gpu['driver'] or 'unknown'}, CUDA {versions['cuda']}")
-        if versions.get("gsplat"):
-            parts.append(f"gsplat {versions['gsplat']}")
-    else:
-        parts.insert(0, f"{run.machine['cpu']['cores']} cores")
-    return f"{run.device_name}, {', '.join(parts)}, {run.time[:10]}"
 
 
 def _gpu_cases(run: Run) -> list[str]:
@@ -180,14 +66,14 @@ def forward_table(run: Run) -> str:
     for case in _gpu_cases(run):
         for batch in run.batches(case):
             known = next(info for (c, _, b), info in run.records.items() if (c, b) == (case, batch))
-            row = [case, str(batch), _number(100 * known["visible_share"], 2, " %")]
-            row += [_number(known["intersections_per_view"] / 1e6, 3, " M")]
-            row += [_number(run.get(case, name, batch, "ms_per_view")) for name in (*others, "rapfast")]
+            row = [case, str(batch), number(100 * known["visible_share"], 2, " %")]
+            row += [number(known["intersections_per_view"] / 1e6, 3, " M")]
+            row += [number(run.get(case, name, batch, "ms_per_view")) for name in (*others, "rapfast")]
             peak = run.get(case, "rapfast", batch, "peak_mib")
             if gsplat:
-                row += [_number(run.ratio(case, batch, "gsplat")), _number(run.get(case, "gsplat", batch, "peak_mib"))]
-            rows.append([*row, _number(peak)])
-    return _table(head, rows)
+                row += [number(run.ratio(case, batch, "gsplat")), number(run.get(case, "gsplat", batch, "peak_mib"))]
+            rows.append([*row, number(peak)])
+    return table(head, rows)
 
 
 def stage_table(run: Run) -> str | None:
@@ -196,8 +82,8 @@ def stage_table(run: Run) -> str | None:
     if not known:
         return None
     names = list(dict.fromkeys([*STAGES, *(name for stages in known.values() for name in stages)]))
-    rows = [[case, str(batch), *(_number(s.get(name)) for name in names)] for (case, _, batch), s in known.items()]
-    return _table(["case", "batch", *names], rows)
+    rows = [[case, str(batch), *(number(s.get(name)) for name in names)] for (case, _, batch), s in known.items()]
+    return table(["case", "batch", *names], rows)
 
 
 def cpu_sentence(run: Run) -> str | None:
@@ -207,11 +93,11 @@ def cpu_sentence(run: Run) -> str | None:
         return None
     threads = run.get(CPU_CASE, "rapfast", 1, "threads")
     text = f"On the CPU ({run.machine['cpu']['name']}, {threads} threads), room of 200 k at 427x240, one view: "
-    text += f"{_number(ours)} ms (bar {CPU_BAR_MS:.0f} ms: {'met' if ours <= CPU_BAR_MS else 'missed'})"
+    text += f"{number(ours)} ms (bar {CPU_BAR_MS:.0f} ms: {'met' if ours <= CPU_BAR_MS else 'missed'})"
     if theirs is not None:
         ratio = theirs / ours
         verdict = "met" if ratio >= CPU_BAR_RATIO else "missed"
-        text += f", {_number(ratio)} times the float32 reference, {_number(theirs)} ms"
+        text += f", {number(ratio)} times the float32 reference, {number(theirs)} ms"
         text += f" (bar {CPU_BAR_RATIO:.0f}: {verdict})"
     return text + "."
 
@@ -241,11 +127,11 @@ def floors_summary(run: Run) -> str | None:
         w = Work(**info["work"])
         floor, us, steps = total_us(w), 1e3 * info["ms_per_view"], info.get("steps")
         counts = (w.records, w.visible, w.intersections, w.walked, w.cells / 16, w.drawn / 256)
-        row = [case, str(w.views), *(_number(n) for n in counts), _number(floor), _number(cub_sorts_us(w))]
-        row.append(_number(launch_us(w, info["launches"]) if info.get("launches") else None))
-        row.append(_number(1e3 * sum(steps.values()) if steps else None))
-        rows.append([*row, _number(us), _number(us / floor)])
-    return _table(head, rows) if rows else None
+        row = [case, str(w.views), *(number(n) for n in counts), number(floor), number(cub_sorts_us(w))]
+        row.append(number(launch_us(w, info["launches"]) if info.get("launches") else None))
+        row.append(number(1e3 * sum(steps.values()) if steps else None))
+        rows.append([*row, number(us), number(us / floor)])
+    return table(head, rows) if rows else None
 
 
 def floors_table(info: dict[str, Any]) -> str:
@@ -265,31 +151,17 @@ def floors_table(info: dict[str, Any]) -> str:
         known = [expected[name] for name in names if name in expected]
         if len(names) > 1:
             for name in names:
-                rows.append([f"{stage}: {name}", *_floor_cells(expected.get(name), steps.get(name))])
+                rows.append([f"{stage}: {name}", *floor_cells(expected.get(name), steps.get(name))])
         if not names:
             continue
         floor = sum(f.us for f in known)
         took = stages.get(stage) or (sum(steps[name] for name in names if name in steps) or None)
         cells = [sum(f.bytes for f in known) / 1e6, sum(f.operations for f in known) / 1e6]
-        cells = [_number(value) for value in (*cells, sum(f.ex2 for f in known) / 1e6, floor)]
-        by = _limit(known[0]) if len(known) == 1 else ""
-        times = _number(1e3 * took / floor) if took and floor else "–"
-        rows.append([f"**{stage}**", *cells, by, _number(None if took is None else 1e3 * took), times])
-    return _table(head, rows)
-
-
-def _limit(floor: Any) -> str:
-    limits = floor.limits()
-    return max(limits, key=limits.__getitem__)
-
-
-def _floor_cells(floor: Any, ms: float | None) -> list[str]:
-    took = _number(None if ms is None else 1e3 * ms)
-    if floor is None:
-        return ["–", "–", "–", "–", "–", took, "–"]
-    cells = [_number(value / 1e6) for value in (floor.bytes, floor.operations, floor.ex2)]
-    times = None if ms is None else 1e3 * ms / floor.us
-    return [*cells, _number(floor.us), _limit(floor), took, _number(times)]
+        cells = [number(value) for value in (*cells, sum(f.ex2 for f in known) / 1e6, floor)]
+        by = limit(known[0]) if len(known) == 1 else ""
+        times = number(1e3 * took / floor) if took and floor else "–"
+        rows.append([f"**{stage}**", *cells, by, number(None if took is None else 1e3 * took), times])
+    return table(head, rows)
 
 
 def floors_section(runs: list[Run]) -> str | None:
@@ -299,105 +171,15 @@ def floors_section(runs: list[Run]) -> str | None:
         counted = _counted(run) if run.machine.get("gpu") else {}
         if not counted:
             continue
-        parts = [f"{_provenance(run)}.", floors_summary(run)]
+        parts = [f"{provenance(run)}.", floors_summary(run)]
         outdoors = "garden-" if any(case.startswith("garden-") for case in counted) else "outdoor-"
         for case, info in counted.items():
             size = info["width"], info["height"]
             if case.startswith(outdoors) or (case.startswith("room-") and size == (854, 480)):
                 parts += [f"### {case}, batch of {info['batch']}", floors_table(info)]
+        parts += next(filter(None, (backward_floors(run) for run in runs if run.machine.get("gpu"))), [])
         return "\n\n".join(parts)
     return None
-
-
-# --- the backward ----------------------------------------------------------------------------------------------------
-
-
-class Step(NamedTuple):
-    """Forward and backward of one case and batch: its records by backend, with and without the viewmats' gradients."""
-
-    case: str
-    batch: int
-    bwd: dict[str, dict[str, Any]]
-    scene: dict[str, dict[str, Any]]
-
-    @property
-    def ratio(self) -> float | None:
-        theirs, ours = (self.bwd.get(name, {}).get("ms_per_view") for name in ("gsplat", "rapfast"))
-        return theirs / ours if theirs and ours else None
-
-    @property
-    def cameras_share(self) -> float | None:
-        """What the viewmats' gradients add to rapfast's time."""
-        whole, scene = (records.get("rapfast", {}).get("ms_per_view") for records in (self.bwd, self.scene))
-        return whole / scene - 1 if whole and scene else None
-
-
-def backward_steps(run: Run) -> list[Step]:
-    """What was measured, in its order."""
-    found: dict[tuple[str, int], Step] = {}
-    for direction, records in run.backward.items():
-        for (case, backend, batch), info in records.items():
-            step = found.setdefault((case, batch), Step(case, batch, {}, {}))
-            (step.bwd if direction == "bwd" else step.scene)[backend] = info
-    return list(found.values())
-
-
-def backward_table(steps: list[Step]) -> str:
-    """Milliseconds per view of forward and backward, what the cameras add, and the peak of memory."""
-    head = [
-        "case",
-        "batch",
-        "gsplat",
-        "rapfast",
-        "ratio",
-        "without cameras",
-        "cameras add",
-        "MiB gsplat",
-        "MiB rapfast",
-    ]
-    head.append("gradients differ by")
-    rows = []
-    for step in steps:
-        cells = [_number(step.bwd.get(name, {}).get("ms_per_view")) for name in ("gsplat", "rapfast")]
-        cells += [_number(step.ratio), _number(step.scene.get("rapfast", {}).get("ms_per_view"))]
-        share = step.cameras_share
-        cells.append("–" if share is None else f"{100 * share:.1f} %")
-        cells += [_number(step.bwd.get(name, {}).get("peak_mib")) for name in ("gsplat", "rapfast")]
-        errors = step.bwd.get("rapfast", {}).get("errors")
-        cells.append(f"{max(errors.values()):.0e}" if errors else "–")
-        rows.append([step.case, str(step.batch), *cells])
-    return _table(head, rows)
-
-
-def backward_verdict(steps: list[Step]) -> str | None:
-    """The geometric mean of the ratios against bar and goal; None where gsplat was not measured. The outdoor scene
-    stands in for the garden where that was not given."""
-    with_garden = any(step.case.startswith("garden-") for step in steps)
-    left_out = ("outdoor-" if with_garden else "garden-", "channels32-")
-    ratios = [step.ratio for step in steps if step.ratio and not step.case.startswith(left_out)]
-    if not ratios:
-        return None
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    verdicts = ", ".join(
-        f"{name} {limit}: {'met' if mean >= limit else 'missed'}"
-        for name, limit in (("bar", BACKWARD_BAR), ("goal", BACKWARD_GOAL))
-    )
-    return f"Forward and backward are {_number(mean)} times as fast as gsplat's in the geometric mean ({verdicts})."
-
-
-def backward_section(run: Run) -> list[str]:
-    """The paragraphs for one machine, none where the run has no backward in it."""
-    steps = backward_steps(run)
-    if not steps:
-        return []
-    text = (
-        "Milliseconds per view of forward and backward, to every parameter and the viewmats; without cameras: to the "
-    )
-    text += "parameters alone. The last column is the largest sum of absolute differences to gsplat's gradients, over "
-    text += "that of their values."
-    parts = [f"### Forward and backward, {run.device_name}", f"{_provenance(run)}. {text}", backward_table(steps)]
-    verdict = backward_verdict(steps)
-    return parts if verdict is None else [*parts, verdict]
 
 
 # --- the appearance path ---------------------------------------------------------------------------------------------
@@ -449,15 +231,15 @@ def appearance_table(rows: list[Appearance]) -> str:
     compared = known.issuperset(RAP_LOOPS)
     head = ["case", "path", "batch", *backends]
     head += ["ratio", "ratio, maps there", "maps to maps", "MiB / view rap-eager", "rapfast"] if compared else []
-    table = []
+    lines = []
     for row in rows:
-        cells = [row.case, paths[row.path], str(row.batch), *(_number(row.ms(name)) for name in backends)]
+        cells = [row.case, paths[row.path], str(row.batch), *(number(row.ms(name)) for name in backends)]
         if compared:
-            cells += [_number(row.ratio("rapfast")), _number(row.ratio("rapfast-maps"))]
-            cells += [_number(row.ratio("rapfast-maps", "-maps"))]
-            cells += [_number(row.mib_per_view(name)) for name in ("rap-eager", "rapfast")]
-        table.append(cells)
-    return _table(head, table)
+            cells += [number(row.ratio("rapfast")), number(row.ratio("rapfast-maps"))]
+            cells += [number(row.ratio("rapfast-maps", "-maps"))]
+            cells += [number(row.mib_per_view(name)) for name in ("rap-eager", "rapfast")]
+        lines.append(cells)
+    return table(head, lines)
 
 
 def appearance_verdict(rows: list[Appearance]) -> str | None:
@@ -468,7 +250,7 @@ def appearance_verdict(rows: list[Appearance]) -> str | None:
         if compared:
             slowest = min(compared, key=lambda row: row.ratio(backend))
             least = slowest.ratio(backend)
-            text = f"{what} {_number(least)} ({slowest.case}, batch of {slowest.batch}; "
+            text = f"{what} {number(least)} ({slowest.case}, batch of {slowest.batch}; "
             text += ", ".join(
                 f"{name} {limit:.0f}: {'met' if least >= limit else 'missed'}"
                 for name, limit in (("bar", bar), ("goal", goal))
@@ -483,17 +265,17 @@ def color_stage_table(rows: list[Appearance]) -> str | None:
     """The fused colour stage beside the time that its bytes and operations would take; None where it was not timed."""
     head = ["case", "batch", "records / view", "MB / view", "GFLOP / view", "floor, us / view", "measured", "times"]
     head += ["kept, MiB", "made in, ms"]
-    table = []
+    lines = []
     for row in rows:
         info = row.by_backend.get("rapfast", {})
         if not info.get("stages"):
             continue
         work, ms = info["color_work"], info["stages"]["color"]
-        cells = [_number(work["records"]), _number(work["bytes"] / 1e6), _number(work["operations"] / 1e9)]
-        cells += [_number(1e3 * work["floor_ms"]), _number(1e3 * ms), _number(ms / work["floor_ms"])]
-        cells += [_number(info["prepared"][name]) for name in ("mib", "ms")]
-        table.append([row.case, str(row.batch), *cells])
-    return _table(head, table) if table else None
+        cells = [number(work["records"]), number(work["bytes"] / 1e6), number(work["operations"] / 1e9)]
+        cells += [number(1e3 * work["floor_ms"]), number(1e3 * ms), number(ms / work["floor_ms"])]
+        cells += [number(info["prepared"][name]) for name in ("mib", "ms")]
+        lines.append([row.case, str(row.batch), *cells])
+    return table(head, lines) if lines else None
 
 
 def appearance_stage_table(rows: list[Appearance]) -> str | None:
@@ -503,8 +285,8 @@ def appearance_stage_table(rows: list[Appearance]) -> str | None:
     if not known:
         return None
     names = list(dict.fromkeys(["maps", *STAGES, *(name for _, stages in known for name in stages)]))
-    cells = [[row.case, str(row.batch), *(_number(stages.get(name)) for name in names)] for row, stages in known]
-    return _table(["case", "batch", *names], cells)
+    cells = [[row.case, str(row.batch), *(number(stages.get(name)) for name in names)] for row, stages in known]
+    return table(["case", "batch", *names], cells)
 
 
 def appearance_section(run: Run, plots: dict[str, str]) -> list[str]:
@@ -512,7 +294,7 @@ def appearance_section(run: Run, plots: dict[str, str]) -> list[str]:
     rows = appearance_rows(run)
     if not rows:
         return []
-    parts = [f"### Appearance, {run.device_name}", f"{_provenance(run)}. Milliseconds per view."]
+    parts = [f"### Appearance, {run.device_name}", f"{provenance(run)}. Milliseconds per view."]
     parts.append(appearance_table(rows))
     if verdict := appearance_verdict(rows):
         parts.append(verdict)
@@ -537,7 +319,7 @@ def transfer_section(run: Run) -> list[str]:
     """The paragraphs for one machine, none where the run has no transfers in it."""
     if not run.transfers:
         return []
-    parts = [f"### Copies between host and GPU, {run.device_name}", f"{_provenance(run)}. Milliseconds a batch."]
+    parts = [f"### Copies between host and GPU, {run.device_name}", f"{provenance(run)}. Milliseconds a batch."]
     return parts + [table for table in (_upload_table(run), _download_table(run)) if table]
 
 
@@ -553,7 +335,7 @@ def _upload_table(run: Run) -> str | None:
             if any(times):
                 blocking, non_blocking, _, pinned, own_stream = times
                 ratios = [_times(blocking, other) for other in (non_blocking, pinned, own_stream)]
-                rows.append([size, str(views), until, *map(_number, times), *ratios])
+                rows.append([size, str(views), until, *map(number, times), *ratios])
     head = [
         "upload",
         "views",
@@ -563,7 +345,7 @@ def _upload_table(run: Run) -> str | None:
         "/ pinned, non_blocking",
         "/ own stream",
     ]
-    return _table(head, rows) if rows else None
+    return table(head, rows) if rows else None
 
 
 def _download_table(run: Run) -> str | None:
@@ -575,14 +357,14 @@ def _download_table(run: Run) -> str | None:
                 run.transfers.get((f"download-{size}", way + suffix, views), {}).get("ms")
                 for way in ("per-tensor", "batched")
             )
-            cells += [_number(each), _number(batched), _times(each, batched)]
+            cells += [number(each), number(batched), _times(each, batched)]
             if not suffix:
-                cells.append(_number(run.transfers.get((f"download-{size}", "batched-kept", views), {}).get("ms")))
+                cells.append(number(run.transfers.get((f"download-{size}", "batched-kept", views), {}).get("ms")))
         if set(cells) != {"–"}:
             rows.append([size, str(views), *cells])
     head = ["download", "views", "per tensor", "one batch", "ratio", "to kept memory"]
     head += ["pinned, per tensor", "pinned, one batch", "ratio"]
-    return _table(head, rows) if rows else None
+    return table(head, rows) if rows else None
 
 
 def _transfer_batches(run: Run) -> list[tuple[str, int]]:
@@ -591,7 +373,7 @@ def _transfer_batches(run: Run) -> list[tuple[str, int]]:
 
 
 def _times(slow: float | None, fast: float | None) -> str:
-    return _number(slow / fast) if slow and fast else "–"
+    return number(slow / fast) if slow and fast else "–"
 
 
 # --- what goes into the files ----------------------------------------------------------------------------------------
@@ -610,7 +392,7 @@ def docs_section(runs: list[Run], plots: dict[str, str], appearance_plots: dict[
 
 
 def _forward_section(run: Run, plots: dict[str, str]) -> list[str]:
-    parts = [f"### {run.device_name}", f"{_provenance(run)}. Milliseconds per view."]
+    parts = [f"### {run.device_name}", f"{provenance(run)}. Milliseconds per view."]
     if run.machine.get("scale") == "reduced":
         parts.append("The reduced cases: small scenes for a machine without a GPU.")
     if _gpu_cases(run):
@@ -655,30 +437,30 @@ def _readme_forward(run: Run) -> list[str]:
     """The rasterizer, in one batch."""
     rows = []
     for case, ratio in claimed_ratios(run):
-        row = [case] + [_number(run.get(case, name, README_BATCH, "ms_per_view")) for name in ("gsplat", "rapfast")]
-        rows.append([*row, _number(ratio, 3)])
+        row = [case] + [number(run.get(case, name, README_BATCH, "ms_per_view")) for name in ("gsplat", "rapfast")]
+        rows.append([*row, number(ratio, 3)])
     if not rows:
         return []
     version = run.machine["versions"].get("gsplat")
     theirs = f"gsplat {version}" if version else "gsplat"
-    table = _table([f"ms per view, batch of {README_BATCH}", theirs, "rapfast", "times faster"], rows)
-    return [table, f"{_provenance(run)}. Both were measured in one run, after their pixels were compared."]
+    lines = table([f"ms per view, batch of {README_BATCH}", theirs, "rapfast", "times faster"], rows)
+    return [lines, f"{provenance(run)}. Both were measured in one run, after their pixels were compared."]
 
 
 def _readme_appearance(run: Run) -> list[str]:
     """RAP's loop to the CPU, batch of 8."""
-    table = []
+    lines = []
     for row in appearance_rows(run):
         if row.path == "rap-loop" and row.batch == README_BATCH and row.ratio("rapfast") and row.ratio("rapfast-maps"):
-            cells = [row.case.removeprefix("rap-"), _number(row.baseline_ms()), _number(row.ms("rapfast"))]
-            cells += [f"**{_number(row.ratio('rapfast'))}**", _number(row.ms("rapfast-maps"))]
-            table.append([*cells, f"**{_number(row.ratio('rapfast-maps'))}**"])
-    if not table:
+            cells = [row.case.removeprefix("rap-"), number(row.baseline_ms()), number(row.ms("rapfast"))]
+            cells += [f"**{number(row.ratio('rapfast'))}**", number(row.ms("rapfast-maps"))]
+            lines.append([*cells, f"**{number(row.ratio('rapfast-maps'))}**"])
+    if not lines:
         return []
     head = ["RAP's view synthesis, ms per view", "RAP's loop", "rapfast", "times faster"]
     text = "From poses and reference images to normalised 427x240 tensors on the CPU, batch of 8. RAP's loop: the "
-    text += f"faster of eager and compiled torch, with gsplat. {_provenance(run)}."
-    return [_table([*head, "rapfast, feature maps there", "times faster"], table), text]
+    text += f"faster of eager and compiled torch, with gsplat. {provenance(run)}."
+    return [table([*head, "rapfast, feature maps there", "times faster"], lines), text]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -781,5 +563,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))  # for bench.plots
     sys.exit(main())

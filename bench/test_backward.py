@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bench import floors
 from bench.cases import CASES, Case, workload
 from bench.measure import Arguments, peak_mib, rounds_for, seconds, step_ms, wait
 from bench.measure import gradients as gradients_of
@@ -78,6 +79,10 @@ def _measure(
     warmups, rounds = rounds_for(first, device, max_rounds)
     peak = peak_mib(call, device)
     steps, launches = step_ms(call, batch) if backend == "rapfast" and device == "cuda" else (None, None)
+    counts = None
+    if steps is not None and direction == "bwd":
+        with torch.no_grad():
+            counts = floors.count(arguments)._asdict()
     benchmark.pedantic(call, warmup_rounds=warmups, rounds=rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
@@ -92,6 +97,7 @@ def _measure(
         width=case.width,
         height=case.height,
         channels=case.channels or 3,
+        work=counts,
         steps=steps,
         launches=launches,
         errors=errors,

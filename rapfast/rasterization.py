@@ -128,8 +128,8 @@ def rasterization(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. ``max_memory`` that the smallest
             part exceeds is told while rendering.
-        NotImplementedError: for gsplat's arguments listed above, for ``max_memory`` where a gradient is wanted, and
-            for a second derivative.
+        NotImplementedError: for gsplat's arguments listed above, for ``max_memory`` where a gradient is wanted, for it
+            and ``absgrad`` inside torch.compile, and for a second derivative.
 
     Differentiable in every tensor, once. ``meta["means2d"]`` is then part of the graph, so its ``retain_grad()`` works,
     and so are ``conics``, ``depths`` and ``opacities``. On the CPU gradients do not depend on the number of threads. On
