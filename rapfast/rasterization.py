@@ -279,12 +279,16 @@ def rasterize_colored(
                 "a gradient is wanted, for which a count is read back, and nothing can be while a CUDA graph is "
                 "captured: capture under torch.no_grad(), or call outside of the capture"
             )
-        if torch.compiler.is_compiling():
-            raise NotImplementedError(
-                "a scene with a colour network cannot be rendered on a GPU inside torch.compile: wrap the call in "
-                "torch.compiler.disable"
-            )
+        return _colored_on_gpu(inputs, settings, packed, postprocess, color_stage)
     return _with_grad(inputs, settings, packed, postprocess, False, False, color_stage, by_view=not packed)
+
+
+@torch.compiler.disable
+def _colored_on_gpu(
+    inputs: _Inputs, s: _Settings, packed: bool, postprocess: PostProcess | None, color_stage: ColorStage | None
+) -> tuple[Tensor, Tensor, Meta]:
+    """Of a network's call a compiler cannot know how much room it takes: there is a break in the graph around it."""
+    return _with_grad(inputs, s, packed, postprocess, False, False, color_stage, by_view=not packed)
 
 
 class _Settings(NamedTuple):

@@ -462,6 +462,21 @@ def test_whole_graphs_are_compiled() -> None:
         assert float((compiled(leaves, "RGB") - loss(leaves, "RGB")).abs()) < 1e-8
 
 
+@pytest.mark.cuda
+def test_a_compiled_call_on_the_gpu_breaks_the_graph_and_is_the_same() -> None:
+    scene, leaves = trained(CUDA32)
+    scene.feature_map_net = None
+
+    def loss(leaves: dict[str, Tensor]) -> Tensor:
+        images, alphas, _ = draw(scene, leaves, CUDA32)
+        return images.square().sum() + alphas.sum()
+
+    want = gradients(leaves, loss(leaves))
+    assert_close(gradients(leaves, torch.compile(loss, backend="aot_eager")(leaves)), want, 1e-4)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(loss, backend="aot_eager")(leaves), loss(leaves))
+
+
 def samples(name: str, form: Form) -> list[tuple[Any, ...]]:
     """Arguments of one operator."""
     a = to(A, form)

@@ -137,11 +137,11 @@ class EmbeddingScene:
                 return self.prepare(precision).network, given
 
             trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
-            if (
-                is_compiling()
-                or trained
-                or wants_gradient(*geometry, viewmats, Ks, backgrounds, embeddings, view_weights)
-            ):
+            # On the CPU a compiler can trace the call with a graph, whose stages look at nothing, and that alone.
+            with_graph = is_compiling() and not scene.means.is_cuda
+            if with_graph or trained or wants_gradient(
+                *geometry, viewmats, Ks, backgrounds, embeddings, view_weights
+            ):  # fmt: skip
                 # On the CPU a network that changes at every step is made for the Gaussians that are seen.
                 in_full = not is_compiling() and (not trained or scene.means.is_cuda)
                 inputs = NetInputs(

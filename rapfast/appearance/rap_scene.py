@@ -295,7 +295,9 @@ class RapScene:
 
         if backend == "rapfast":
             half = half_precision(precision, self.scene.means)
-            with_graph = is_compiling() or self.wants_gradient(viewmats, Ks, backgrounds, decoded, maps, view_weights)
+            # On the CPU a compiler can trace the call with a graph, whose stages look at nothing, and that alone.
+            traced = is_compiling() and not scene.means.is_cuda
+            with_graph = traced or self.wants_gradient(viewmats, Ks, backgrounds, decoded, maps, view_weights)
             if decoded is not None and self.puts_out_sh:  # they are the coefficients
                 given = {"colors": decoded.unflatten(-1, (-1, 3)), "sh_degree": self.sh_degree}
                 if with_graph:
