@@ -103,6 +103,8 @@ class VideoWriter:
         fragmented: write a second at a time, so that what a killed process leaves can be played up to its last whole
             second (under its temporary name). A finished file is an ordinary MP4 where PyAV has FFmpeg 8 or newer, else
             it stays in fragments.
+        chroma_between: the planes of `add_yuv` have their chroma in the middle of four pixels, and the file says so;
+            else it says nothing, and players take it to be at the left two.
 
     Raises:
         ImportError: PyAV is absent.
@@ -113,6 +115,7 @@ class VideoWriter:
     def __init__(
         self, path: PathLike, width: int, height: int, fps: float = 30.0, quality: int = 20, *,
         preset: str = "veryfast", threads: int | None = None, fragmented: bool = False, reproducible: bool = False,
+        chroma_between: bool = False,
     ) -> None:  # fmt: skip
         if width < 1 or height < 1:
             raise ValueError(f"width and height must be at least 1, got {width}x{height}")
@@ -124,7 +127,7 @@ class VideoWriter:
         self.frames = 0
         self._fps = Fraction(fps).limit_denominator(1001)
         self._quality, self._preset, self._threads = quality, preset, threads
-        self._fragmented, self._reproducible = fragmented, reproducible
+        self._fragmented, self._reproducible, self._chroma_between = fragmented, reproducible, chroma_between
 
     def __enter__(self) -> VideoWriter:
         import av
@@ -133,8 +136,9 @@ class VideoWriter:
         self._temporary = self._place.__enter__()
         try:
             muxing, coding = {"movflags": "+faststart"}, {"crf": str(self._quality), "preset": self._preset}
-            if self._reproducible:
-                coding["x264-params"] = "mbtree=0"
+            x264 = [*["mbtree=0"] * self._reproducible, *["chromaloc=1"] * self._chroma_between]
+            if x264:
+                coding["x264-params"] = ":".join(x264)
             if self._fragmented:
                 muxing = {"movflags": _fragments(av), "flush_packets": "1"}
                 coding["g"] = str(max(1, round(self._fps)))  # a fragment begins with a key frame
@@ -164,9 +168,7 @@ class VideoWriter:
             pixels = np.pad(pixels, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         self._encode(
-            picture.reformat(
-                format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG"
-            )
+            picture.reformat(format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG")
         )
 
     def add_yuv(self, planes: np.ndarray) -> None:

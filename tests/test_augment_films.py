@@ -76,6 +76,22 @@ def test_a_film_decodes_to_the_rendered_frames(tmp_path):
         assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (1, 1)
 
 
+def test_a_film_says_where_its_chroma_lies(tmp_path):
+    """`to_yuv420` has it between the pixels, and players take it to be at the left where nothing is said."""
+    from av.bitstream import BitStreamFilterContext
+
+    make_films(tmp_path, CountingProvider(), names=("easy",))
+    av.logging.set_level(av.logging.INFO)
+    try:
+        with av.open(str(film_path(tmp_path, "easy", "v"))) as container, av.logging.Capture() as logs:
+            stream = container.streams.video[0]
+            BitStreamFilterContext("trace_headers", stream).filter(next(container.demux(stream)))
+    finally:
+        av.logging.set_level(None)
+    (said,) = (line for _, _, line in logs if "chroma_sample_loc_type_top_field" in line)
+    assert said.strip().endswith("= 1")
+
+
 def test_planes_are_the_same_film_as_pixels(tmp_path):
     """Flat pictures, so that nothing hangs on how chroma is made smaller."""
     from rapfast.augment import to_yuv420
@@ -163,6 +179,52 @@ def test_a_film_that_was_finished_and_not_noted_is_made_again(tmp_path):
     summary = make_films(tmp_path, CountingProvider(), names=("easy",))
     assert [f.state for f in summary.films] == ["made"]
     assert json.loads(params.read_text())["sets"]["easy"]["v"] == film
+
+
+def test_a_line_after_a_torn_one_is_not_lost(tmp_path):
+    """Killed while a line was written, and killed again after the next film was begun and renamed."""
+    make_films(tmp_path, CountingProvider(), names=("easy",))
+    journal = tmp_path / ".rapfast_augment.jsonl"
+    journal.write_text('{"set": "easy", "vi')
+    job = AugmentationJob(CountingProvider(), parameter_sets(["easy", "hard"], DIFFICULTIES), torch.device("cpu"),
+                          films=FilmOptions(threads=1))  # fmt: skip
+    with job.folder(tmp_path) as folder:
+        folder.begin(("hard", "v"), frames=False).write_bytes(b"not noted")
+        left = journal.read_bytes()
+    content = json.loads(params_path(tmp_path).read_text())
+    params_path(tmp_path).write_text(json.dumps(content | {"unfinished": []}))
+    journal.write_bytes(left)
+    assert [f.state for f in make_films(tmp_path, CountingProvider()).films] == ["kept", "made"]
+
+
+def test_overwriting_some_films_keeps_what_is_known_of_others(tmp_path):
+    make_films(tmp_path, CountingProvider(), ("a", "b"))
+    before = json.loads(params_path(tmp_path).read_text())["sets"]
+    summary = make_films(tmp_path, CountingProvider(), ("a",), overwrite=True)
+    assert [f.state for f in summary.films] == ["made", "made"]
+    assert json.loads(params_path(tmp_path).read_text())["sets"] == before
+    # killed while it overwrites: the films that it was to make are made, whatever was known of them
+    (tmp_path / ".rapfast_augment.jsonl").write_text('{"begun": ["easy", "a"]}\n')
+    assert [f.state for f in make_films(tmp_path, CountingProvider(), ("a", "b")).films].count("made") == 1
+
+
+def test_frames_of_a_longer_film_are_cleared_away(tmp_path):
+    make_films(tmp_path, CountingProvider(), names=("easy",), films=FilmOptions(threads=1, pngs=True))
+    frames = film_path(tmp_path, "easy", "v").parent / "frames"
+    for name in (f"{FRAMES:06d}.png", "000200.png", "mine.png"):
+        (frames / name).write_bytes(b"old")
+    make_films(tmp_path, CountingProvider(), names=("easy",), films=FilmOptions(threads=1, pngs=True), overwrite=True)
+    assert files(frames) == [*(f"{k:06d}.png" for k in range(FRAMES)), "mine.png"]
+
+
+@pytest.mark.parametrize("film", ["null", '{"blake2b": "0"}', "[]"])
+def test_a_damaged_parameter_file_is_told(tmp_path, film):
+    make_films(tmp_path, CountingProvider(), names=("easy",))
+    content = json.loads(params_path(tmp_path).read_text())
+    content["sets"]["easy"]["v"] = json.loads(film)
+    params_path(tmp_path).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"augmentation_params.json: is damaged; name another folder or"):
+        make_films(tmp_path, CountingProvider(), names=("easy",))
 
 
 def test_a_changed_film_is_made_again(tmp_path, capsys):
@@ -284,6 +346,10 @@ def test_the_tree_and_both_modes(tmp_path, capsys):
     assert one == other
     assert augment(tmp_path / "single", "--difficulties", "easy", "hard", batch=False) == 0
     assert capsys.readouterr().out.count("kept") == 2
+    (tmp_path / "names.txt").write_text("-dash\n")  # as an identifier may begin
+    words = ("--difficulties", "easy", "--video_list_file", tmp_path / "names.txt")
+    assert augment(tmp_path / "single", *words, videos=("demo",), batch=False) == 0
+    assert film_path(tmp_path / "single", "easy", "-dash").exists()
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):
@@ -316,6 +382,35 @@ def test_sets_files_and_parts(tmp_path, capsys):
     assert files(frames) == [f"{k:06d}.png" for k in range(3)]
 
 
+def test_what_a_provider_was_made_with_is_compared(tmp_path, monkeypatch, capsys):
+    """Without a `describe` of its own its arguments are, and another folder of videos is told."""
+    code = """
+from augment_videos import CountingProvider
+class Mine(CountingProvider):
+    def __init__(self, tracked_root="here", strength=1):
+        super().__init__()
+class Described(Mine):
+    def describe(self):
+        return {"seed": 5}
+"""
+    (tmp_path / "mine_of_tests.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def go(name, *words):
+        return ("augment", "--batch", "--provider", f"mine_of_tests:{name}", "--video_list", "v", "--device", "cpu",
+                "--encoder_threads", 1, "--difficulties", "easy", "--output_root", tmp_path / name, *words)  # fmt: skip
+
+    assert run(*go("Mine", "--tracked_root", "one", "--provider_args", "strength=2")) == 0
+    assert "provider.strength was 2 and is 3" in fails(capsys, *go("Mine", "--provider_args", "strength=3"))
+    assert run(*go("Mine", "--tracked_root", "two", "--provider_args", "strength=2")) == 0
+    assert "note: films that are there were made of the videos in one, and are kept" in capsys.readouterr().err
+    assert run(*go("Described")) == 0  # its own seed is not the job's
+    settings = json.loads(params_path(tmp_path / "Described").read_text())["settings"]
+    assert (settings["seed"], settings["provider.seed"]) == (0, 5)
+    assert "seed was 0 and is 1" in fails(capsys, *go("Described", "--seed", 1))
+    sys.modules.pop("mine_of_tests", None)
+
+
 def yaw_of(content, video):
     return content["sets"]["studio_01"][video]["viewpoint"]["yaw"]
 
@@ -340,6 +435,8 @@ def test_errors_are_sentences(tmp_path, capsys, monkeypatch):
         ((*synthetic, *video, "--provider_args", "frames"), "--provider_args must be KEY=VALUE"),
         ((*synthetic, *video, "--tracked_root", "x"), "reads no files: leave out"),
         ((*synthetic, *video, "--gpu_memory", "8 pints"), "--gpu_memory must be a number of"),
+        ((*synthetic, *video, "--gpu_memory", "8GiB"), "--gpu_memory is of a GPU, and --device cpu has none"),
+        ((*synthetic, *video, "--asset_dir", tmp_path / "no"), "--asset_dir must be a folder, and "),
         ((*synthetic, *video, "--preset", "quick"), "--preset must be one of ultrafast"),
         (("--tracked_root", tmp_path / "no", *video), "there is no such folder of tracked videos"),
     ]:  # fmt: skip

@@ -27,6 +27,7 @@ from PIL import Image
 from rapfast import rasterization
 from rapfast.augment import (
     DIFFICULTIES,
+    AugmentationJob,
     Budget,
     FilmOptions,
     FrameAssets,
@@ -36,6 +37,7 @@ from rapfast.augment import (
     film_cameras,
     film_path,
     fixed_viewpoint,
+    parameter_sets,
     params_path,
     set_seed,
     to_yuv420,
@@ -269,6 +271,48 @@ def test_frames_have_their_place_in_the_budget(tmp_path, device):
         filled(Budget(0, size, None), device)
 
 
+def test_page_locked_frames_are_counted_as_torch_rounds_them_up():
+    from rapfast.augment.assets import _pinned_frames
+
+    shapes = FrameShapes(1000, 4, 6, torch.uint8)
+
+    def taken(count: int) -> int:
+        sizes = (count * dtype.itemsize * torch.Size(shape).numel() for shape, dtype in shapes.fields().values())
+        return sum(1 << (size - 1).bit_length() for size in sizes if size)
+
+    for budget in (0, 1, 40_000, 70_000, 100_000, 1_000_000, 5_000_001):
+        count = _pinned_frames(shapes, budget)
+        assert taken(count) <= budget < taken(count + 1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_host_memory_is_what_the_jobs_control_group_leaves(tmp_path, version):
+    """A batch system ends a process that takes more, however much the machine has."""
+    from rapfast.augment.assets import _free_host_bytes
+
+    def write(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    write("proc/meminfo", "MemTotal: 9000000 kB\nMemAvailable:    8000000 kB\nBuffers: 1 kB\n")
+    assert _free_host_bytes(tmp_path) == 8_000_000 << 10
+    if version == 2:
+        write("proc/self/cgroup", "0::/slurm/job_7/step\n")
+        place, limit, used, stat = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file 300\n"
+        unlimited = "max"
+    else:
+        write("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/slurm/job_7/step\n")
+        place, limit, used = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        stat, unlimited = "inactive_file 1\ntotal_inactive_file 300\n", str(2**63 - 4096)
+    for name, most in (("slurm/job_7/step", unlimited), ("slurm/job_7", "5000"), ("slurm", "9000")):
+        write(f"{place}/{name}/{limit}", most)
+        write(f"{place}/{name}/{used}", "2000")
+        write(f"{place}/{name}/memory.stat", f"anon 7\n{stat}")
+    assert _free_host_bytes(tmp_path) == 5000 - 2000 + 300
+    write(f"{place}/slurm/job_7/{used}", "6000")
+    assert _free_host_bytes(tmp_path) == 0
+
+
 def test_frames_in_memory_are_not_copied():
     assets = filled(Budget(0, 1 << 20, None), torch.device("cpu"))
     first, second = list(assets.batches(4))
@@ -321,6 +365,12 @@ class Broken(CountingProvider):
             video.background = lambda f, t: None
         elif self.what == "fps":
             video.fps = -1.0
+        elif self.what == "own error":
+            video.deform = lambda f, t: good_deform(f, {}["xyz"] if f == 3 else t)
+        elif self.what == "json":
+            video.target = lambda f: json.loads("{")
+        elif self.what == "no video":
+            return {"frames": []}
         return video
 
 
@@ -331,6 +381,9 @@ class Broken(CountingProvider):
         ("size", r"video bad: frame 3: background must be \[48, 64, 3\], uint8 or floating .*, got float32 \[48, 65"),
         ("missing", r"video bad: frame 0: background must be a tensor \[48, 64, 3\], .*, got None"),
         ("fps", r"video bad: fps must be above 0 and at most 1000, got -1.0"),
+        ("own error", r"video bad: frame 3: KeyError: 'xyz'"),
+        ("json", r"video bad: frame 0: Expecting property name"),
+        ("no video", r"video bad: load_video must return a Video, got a dict without n_frames"),
     ],
 )
 def test_a_bad_video_is_told_and_the_others_are_made(tmp_path, what, sentence):
@@ -340,6 +393,37 @@ def test_a_bad_video_is_told_and_the_others_are_made(tmp_path, what, sentence):
         raise summary.failures[0].error
     assert {(f.video, f.set_name) for f in summary.films} == {(v, s) for v in "ab" for s in ("easy", "hard")}
     assert not film_path(tmp_path, "easy", "bad").exists()
+
+
+def test_a_job_runs_again(tmp_path):
+    """Each run has a summary of its own; the model stays loaded."""
+    provider = CountingProvider()
+    job = AugmentationJob(provider, parameter_sets(["easy"], DIFFICULTIES), torch.device("cpu"),
+                          films=FilmOptions(threads=1))  # fmt: skip
+    for k in range(2):
+        with job.folder(tmp_path / str(k)) as folder:
+            summary = job.run(["v"], folder)
+        assert len(summary.films) == summary.counts.films == summary.counts.videos == 1
+        assert summary.counts.models == (0 if k else 1) and provider.calls["model"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("refine_batch", 0, "provider.refine_batch must be"),
+        ("near_plane", -1.0, "provider.near_plane must be"),
+        ("alpha_cap", 1.5, "provider.alpha_cap must be"),
+        ("describe", lambda: {"net": torch.zeros(1)}, "describe must return a dictionary that JSON can hold"),
+        ("describe", lambda: None, "describe must return a dictionary that JSON can hold"),
+    ],
+)
+def test_bad_providers_are_told(tmp_path, name, value, sentence):
+    provider = CountingProvider()
+    setattr(provider, name, value)
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        make_films(tmp_path, provider)
+    with pytest.raises(TypeError, match="provider must be a rapfast.augment.Provider, got None"):
+        make_films(tmp_path, None)
 
 
 def test_a_refiner_of_another_shape_is_told(tmp_path):
@@ -364,6 +448,7 @@ def test_cameras_can_be_the_providers_own(tmp_path):
     make_films(tmp_path, provider, watch=watched)
     for frame in range(FRAMES):
         assert torch.equal(watched.features["v", "easy"][frame], watched.features["v", "hard"][frame])
+    assert json.loads(params_path(tmp_path).read_text())["sets"]["easy"]["v"]["viewpoint"] is None  # none was drawn
     with pytest.raises(ValueError, match="the provider made the cameras of v itself"):
         film_cameras(params_path(tmp_path), "easy", "v")
     with pytest.raises(ValueError, match="holds no film of the set medium and the video v"):

@@ -192,6 +192,10 @@ def test_bad_sequences_are_told(tmp_path):
         (small_image, "000002.png: is 49x32 and the camera's images are 48x32: a background is never scaled"),
         (lambda f: (f / "backgrounds" / "000003.png").unlink(), "backgrounds: has 3 images for 4 frames"),
         (lambda f: (f / "backgrounds" / "000001.png").unlink(), "backgrounds: has no file 000001.png among its 3"),
+        (lambda f: media.write_png(f / "backgrounds" / "2.png", backgrounds()[2]),
+         "backgrounds: holds 000002.png and 2.png for one frame; keep the one to read"),
+        (lambda f: st.save_file({"opacities": 4 * t["opacities"] - 2, "colors": t["colors"]},
+                                f / "identity.safetensors"), "opacities must be within 0..1, as after a sigmoid"),
         (lambda f: media.write_png(f / "background.png", backgrounds()[0]), "must hold one of background.mp4"),
         (lambda f: (f / "cameras.json").unlink(), "must hold the camera to start from, cameras.json"),
         (lambda f: (f / "video.json").write_text('{"frames": 3}'), "must be an object with fps and target, not frames"),
@@ -215,6 +219,30 @@ def test_a_background_film_that_is_too_short(tmp_path):
         film.add(np.zeros((HEIGHT, WIDTH + 2, 3), np.uint8))
     with pytest.raises(ValueError, match="background.mp4: is 50x32 and the camera's images are 48x32"):
         DiskProvider(str(tmp_path)).load_video("v")
+
+
+def test_a_damaged_background_film_is_told(tmp_path):
+    """Whatever FFmpeg calls it, and the other video is rendered."""
+    pytest.importorskip("av")
+    for name in ("bad", "good"):
+        write_video(tmp_path / name, background="film")
+    film = tmp_path / "bad" / "background.mp4"
+    data = bytearray(film.read_bytes())
+    at = data.index(b"mdat")
+    data[at + 4 : at + 4 + 400] = b"\xff" * 400
+    film.write_bytes(data)
+    summary = make_films(tmp_path / "out", DiskProvider(str(tmp_path)), ("bad", "good"), ("easy",))
+    assert [f.video for f in summary.failures] == ["bad"] and [f.video for f in summary.films] == ["good"]
+    assert str(summary.failures[0].error).startswith("video bad: frame ")
+
+
+def test_identities_of_harmonics():
+    opacities = torch.rand(4)
+    assert Identity(opacities, torch.rand(4, 9, 3), 1).sh_degree == 1
+    with pytest.raises(ValueError, match=r"colors must be \[N, K, 3\], K at least 16 for sh_degree 3, got"):
+        Identity(opacities, torch.rand(4, 9, 3), 3)
+    with pytest.raises(ValueError, match="sh_degree must be"):
+        Identity(opacities, torch.rand(4, 9, 3), 5)
 
 
 # ------------------------------------------------------------------------------------------- GUAVA

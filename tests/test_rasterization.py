@@ -430,3 +430,23 @@ def test_colors_of_one_scene_expanded_over_all(sh_degree, channels, batch, devic
         images, found_alphas, _ = rasterization(*shared, *size, sh_degree=sh_degree, **options)
         assert torch.equal(images, expected) and torch.equal(found_alphas, alphas)
     assert not torch.equal(expected[(0,) * len(batch)], expected[(1,) + (0,) * (len(batch) - 1)])
+
+
+@pytest.mark.parametrize(("channels", "sh_degree"), [(3, None), (6, None), (3, 2)])
+@pytest.mark.parametrize("batch", [(3,), (2, 2), (1, 3)], ids=str)
+def test_gradients_of_expanded_colors_are_summed_over_the_scenes(batch, channels, sh_degree, device):
+    size, dtype = (33, 20), torch.float64 if device.type == "cpu" else torch.float32
+    scene = make_scene(
+        200, 2, batch=batch, sh_degree=sh_degree, channels=channels, width=33, height=20, dtype=dtype, device=device,
+    )  # fmt: skip
+    one = scene.colors[(0,) * len(batch)].clone().requires_grad_()
+    copies = one.detach().expand(*batch, *one.shape).contiguous().requires_grad_()
+    images, _, _ = rasterization(*scene._replace(colors=one.expand(*batch, *one.shape)), *size, sh_degree=sh_degree)
+    expected, _, _ = rasterization(*scene._replace(colors=copies), *size, sh_degree=sh_degree)
+    assert torch.equal(images, expected)
+    weights = torch.rand(images.shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
+    (images * weights).sum().backward()
+    (expected * weights).sum().backward()
+    summed = copies.grad.sum(tuple(range(len(batch))))
+    assert torch.allclose(one.grad, summed, rtol=1e-5, atol=1e-6 * float(summed.abs().max()))
+    assert float((copies.grad[(0,) * len(batch)] - one.grad).abs().max()) > 0.1 * float(one.grad.abs().max())

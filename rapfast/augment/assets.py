@@ -79,7 +79,7 @@ class Budget:
         host = self.host if self.host is not None else _free_host_bytes() // 4
         if device.type != "cuda":
             return host, 0
-        return self.device if self.device is not None else torch.cuda.mem_get_info(device)[0] // 2, host
+        return self.device if self.device is not None else _free_device_bytes(device) // 2, host
 
 
 class FrameAssets:
@@ -97,7 +97,7 @@ class FrameAssets:
 
     def __init__(self, n_frames: int, shapes: FrameShapes, device: torch.device, budget: Budget) -> None:
         self.n_frames, self.shapes, self.device = n_frames, shapes, device
-        counts = _placement(n_frames, shapes.n_bytes, budget.resolved(device), budget.disk_dir is not None)
+        counts = _placement(n_frames, shapes, budget.resolved(device), device.type, budget.disk_dir is not None)
         self.placement: dict[str, int] = dict(zip(TIERS, counts, strict=True))
         """How many frames each tier holds."""
         self._tiers: list[tuple[int, int, dict[str, Tensor]]] = []  # first frame, end, tensors
@@ -163,17 +163,34 @@ class FrameAssets:
         }  # fmt: skip
 
 
-def _placement(n_frames: int, frame_bytes: int, budgets: tuple[int, int], with_disk: bool) -> tuple[int, int, int]:
+def _placement(
+    n_frames: int, shapes: FrameShapes, budgets: tuple[int, int], device_type: str, with_disk: bool
+) -> tuple[int, int, int]:
     left, counts = n_frames, []
-    for budget in budgets:
-        counts.append(min(left, budget // max(1, frame_bytes)))
+    for tier, budget in zip(TIERS, budgets, strict=False):
+        pinned = tier == "host" and device_type == "cuda"
+        counts.append(min(left, _pinned_frames(shapes, budget) if pinned else budget // max(1, shapes.n_bytes)))
         left -= counts[-1]
     if left and not with_disk:
         raise ValueError(
-            f"{n_frames} frames of {frame_bytes:,} bytes do not fit in a budget of {sum(budgets):,} bytes: allow more "
-            "memory, or name a folder for the rest"
+            f"{n_frames} frames of {shapes.n_bytes:,} bytes do not fit in a budget of {sum(budgets):,} bytes: allow "
+            "more memory, or name a folder for the rest"
         )
     return counts[0], counts[1], left
+
+
+def _pinned_frames(shapes: FrameShapes, budget: int) -> int:
+    """Frames that fit: torch rounds the size of each page-locked tensor up to a power of two."""
+
+    def taken(count: int) -> int:
+        sizes = (count * dtype.itemsize * torch.Size(shape).numel() for shape, dtype in shapes.fields().values())
+        return sum(1 << (size - 1).bit_length() for size in sizes if size)
+
+    low, high = 0, budget // max(1, shapes.n_bytes)
+    while low < high:  # taken(low) <= budget
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if taken(middle) <= budget else (low, middle - 1)
+    return low
 
 
 def _on_disk(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -195,13 +212,38 @@ def _on_disk(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor
         os.unlink(path)
 
 
-def _free_host_bytes() -> int:
-    """What Linux says can be had without swapping."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) << 10
-    except (OSError, ValueError):
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+def _free_device_bytes(device: torch.device) -> int:
+    """With what torch keeps for reuse, such as the frames of the video before."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+_CGROUPS = (
+    ("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of version 2 and 1: the controller in /proc/self/cgroup, where its groups lie, their limit and use, and what
+memory.stat calls those of the used pages that are files' and can be dropped."""
+
+
+def _free_host_bytes(root: Path = Path("/")) -> int:
+    """What can be had without swapping: what Linux says, and what the limits of a job's control groups leave, which
+    end a process that goes beyond them."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = (root / "proc/meminfo").read_text(encoding="ascii")
+        free = int(text.split("MemAvailable:")[1].split()[0]) << 10
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            for controller, place, limit, used, droppable in _CGROUPS:
+                if controller in controllers.split(","):
+                    group = root / place / name.lstrip("/")
+                    for folder in (group, *group.parents):  # a limit holds for all groups below it
+                        with contextlib.suppress(OSError, ValueError, IndexError):
+                            left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                            stat = (folder / "memory.stat").read_text()
+                            free = min(free, left + int(stat.split(f"{droppable} ")[1].split()[0]))
+                        if folder == root / place:
+                            break
+    return max(0, free)

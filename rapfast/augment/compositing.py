@@ -41,7 +41,7 @@ def to_yuv420(pictures: Tensor) -> Tensor:
     """[..., 3, H, W] with white at 1 -> uint8 [..., 3/2 h, w]: the planes Y', Cb and Cr of BT.709 in limited range.
 
     A film has even sides h and w: an odd one is padded by repeating its last pixel. Chroma is the mean of 2x2 pixels,
-    so it lies in their middle (4:2:0 with chroma location "center", as MPEG-1 has it). NaN is black.
+    so it lies in their middle (4:2:0 with chroma location "center", which films say). NaN is black.
     """
     lead, (height, width) = pictures.shape[:-3], pictures.shape[-2:]
     rgb = pictures.reshape(-1, 3, height, width).clamp(0, 1).nan_to_num(0)

@@ -296,12 +296,13 @@ def _read_settings(folder: Path) -> tuple[float | None, np.ndarray | None]:
 
 
 def _numbered(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files 000000 ... in order; ValueError where one is missing."""
-    found = {
-        int(path.stem): path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and re.fullmatch(r"\d+", path.stem)
-    }
+    """Files 000000 ... in order; ValueError where one is missing, or two are of one number."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and re.fullmatch(r"\d+", path.stem):
+            other = found.setdefault(int(path.stem), path)
+            if other is not path:
+                raise ValueError(f"{folder}: holds {other.name} and {path.name} for one frame; keep the one to read")
     if not found:
         raise FileNotFoundError(f"{folder}: holds no files 000000{suffixes[0]}, 000001{suffixes[0]}, ...")
     missing = next((k for k in range(len(found)) if k not in found), None)

@@ -141,7 +141,7 @@ class Films:
         try:
             with VideoWriter(
                 target.path, *self._size, self._fps, self._options.quality, preset=self._options.preset,
-                threads=self._options.threads, fragmented=True, reproducible=True,
+                threads=self._options.threads, fragmented=True, reproducible=True, chroma_between=True,
             ) as film:  # fmt: skip
                 while (item := self._queues[index].get()) is not None:
                     self._write(film, index, *item)
@@ -174,8 +174,14 @@ class Films:
             self._aborted.set()
         for waiting in self._queues:
             waiting.put(None)
-        for thread in self._threads:
-            thread.join()
+        try:
+            for thread in self._threads:
+                thread.join()
+        except BaseException:  # interrupted while it waits
+            self._aborted.set()
+            for thread in self._threads:
+                thread.join()
+            raise
         if kind is None and self._errors:
             raise self._errors[0]
 

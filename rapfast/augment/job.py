@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,11 @@ class AugmentationJob:
         pad: bool = True, writer: Callable[..., Films] = Films,
         watch: Callable[[str, Sequence[ParameterSet], int, Features], None] | None = None,
     ) -> None:  # fmt: skip
+        if not isinstance(provider, Provider):
+            raise TypeError(f"provider must be a rapfast.augment.Provider, got {check.describe(provider)}")
+        check.number("provider.near_plane", provider.near_plane, 0.0, what="a depth of at least 0")
+        check.number("provider.alpha_cap", provider.alpha_cap, 1 / 255, 0.9999, "above 1/255 and below 1")
+        check.integer("provider.refine_batch", provider.refine_batch, 1, 1 << 16)
         self.provider, self.sets, self.device = provider, list(sets), device
         if not self.sets:
             raise ValueError("sets must hold at least one parameter set, got none")
@@ -137,13 +143,19 @@ class AugmentationJob:
         self.sets_together = check.integer("sets_together", sets_together, 1, 1 << 16)
         self.pad, self._writer, self._watch = pad, writer, watch
         self.summary = Summary()
+        self._model_is_loaded = False
 
     def settings(self) -> dict[str, Any]:
         """All that decides the films but for their sets."""
+        described = self.provider.describe()
+        try:
+            described = {f"provider.{name}": json.loads(json.dumps(value)) for name, value in described.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise TypeError(f"describe must return a dictionary that JSON can hold: {error}") from None
         found = {
             "seed": self.seed,
             "provider": f"{type(self.provider).__module__}:{type(self.provider).__qualname__}",
-            **self.provider.describe(),
+            **described,
             "refiner": self.provider.refines,
             "near_plane": self.provider.near_plane,
             "alpha_cap": self.provider.alpha_cap,
@@ -161,8 +173,9 @@ class AugmentationJob:
         """Make every film that is not in `folder`. A video that cannot be read is noted in the summary, and the others
         are rendered; what fails while films are written (a full disk) ends the job. Films that are finished stay.
 
-        With `overwrite` films of which the folder knows nothing are replaced.
+        With `overwrite` films are made anew, and replaced where the folder knows nothing of them.
         """
+        self.summary = Summary()
         progress = progress or (lambda *_: None)
         videos = [check_video_name(name) for name in dict.fromkeys(videos)]
         if overwrite:
@@ -186,12 +199,16 @@ class AugmentationJob:
         counts = self.summary.counts
         with _of(name):
             self.provider.check_video(name)
-        if counts.models == 0:
+        if not self._model_is_loaded:
             with self._timed("load_model"):
                 self.provider.load_model(self.device)
             counts.models += 1
+            self._model_is_loaded = True
         with _of(name), self._timed("load_video"):
             video = self.provider.load_video(name)
+            lacking = [part for part in _PARTS if not hasattr(video, part)]
+            if lacking:
+                raise TypeError(f"load_video must return a Video, got a {type(video).__name__} without {lacking[0]}")
             counts.videos += 1
         try:
             with _of(name):
@@ -210,8 +227,8 @@ class AugmentationJob:
     def _check_video(self, video: Video) -> None:
         check.integer("n_frames", video.n_frames, 1, 1 << 31)
         for name, kind in (("viewpoint", Viewpoint), ("identity", Identity)):
-            if not isinstance(getattr(video, name, None), kind):
-                raise TypeError(f"{name} must be a {kind.__name__}, got {check.describe(getattr(video, name, None))}")
+            if not isinstance(getattr(video, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {check.describe(getattr(video, name))}")
         if video.fps is not None and not 0 < video.fps <= 1000:
             raise ValueError(f"fps must be above 0 and at most 1000, got {video.fps}")
         width, height = video.viewpoint.width, video.viewpoint.height
@@ -261,12 +278,12 @@ class AugmentationJob:
         renderer = FrameRenderer(self.provider, identity, (view.width, view.height), frames_at_once)
         pngs = self.film_options.pngs
         targets = []
+        fixed = self.provider.draws_cameras
         for s, set_words in zip(sets, words, strict=True):
             entry = {
                 "frames": n_frames, "fps": fps, "width": view.width, "height": view.height, "pngs": pngs,
-                "viewpoint": drawn_viewpoint(s.difficulty, set_words), "difficulty": s.difficulty_name,
-                "draw": s.draw, "fixed_viewpoint": type(self.provider).cameras is Provider.cameras,
-                "base": _as_json(view),
+                "viewpoint": drawn_viewpoint(s.difficulty, set_words) if fixed else None,
+                "difficulty": s.difficulty_name, "draw": s.draw, "fixed_viewpoint": fixed, "base": _as_json(view),
             }  # fmt: skip
             key = s.name, name
             targets.append(FilmTarget(folder.begin(key, pngs), partial(folder.finish, key, entry)))
@@ -333,25 +350,39 @@ class VideoError(ValueError):
     """A video that cannot be rendered; the sentence begins with its name. The other videos can."""
 
 
+_PARTS = ("n_frames", "fps", "viewpoint", "identity", "target", "deform", "background", "close")
+"""Attributes of a `Video`."""
+
+_FATAL = (MemoryError, torch.cuda.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))
+"""What is no fault of a video: others would fail too."""
+
+
 @contextmanager
 def _of(video: str) -> Iterator[None]:
-    """What goes wrong with a video, as its own error."""
+    """What goes wrong with a video, as its own error, whatever a provider's code raises."""
     try:
         yield
-    except VideoError:
+    except (VideoError, *_FATAL):
         raise
-    except (torch.cuda.OutOfMemoryError, MemoryError):
-        raise
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
-        raise VideoError(f"video {video}: {error}") from error
+    except Exception as error:
+        raise VideoError(f"video {video}: {_told(error)}") from error
 
 
 @contextmanager
 def _of_frame(frame: int) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"frame {frame}: {error}") from error
+    except (OSError, NotImplementedError, *_FATAL):
+        raise
+    except Exception as error:  # of this type again, which others cannot be made of a sentence alone
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"frame {frame}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """Its sentence; where it may be none, as of a KeyError, after its name."""
+    is_sentence = isinstance(error, ValueError | TypeError | OSError | NotImplementedError) and str(error)
+    return str(error) if is_sentence else f"{type(error).__name__}: {error}"
 
 
 def _checked_motion(motion: Any, n: int) -> Motion:

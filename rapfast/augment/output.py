@@ -61,7 +61,7 @@ class OutputFolder:
         settings: all that decides the films but for their set. A folder begun with others is refused.
         difficulties: the ranges of each difficulty, as JSON; one of the folder with other ranges is refused.
         part_id: of a shard, which has files of its own; several shards may work in one folder.
-        overwrite: forget what the folder has.
+        overwrite: replace what `allow` and `begin` are given, and forget what was made with other settings.
 
     Raises:
         ValueError: other settings or difficulties, or a film of which nothing is known, and `overwrite` is not set.
@@ -86,7 +86,9 @@ class OutputFolder:
         self._journal: TextIO | None = None
         self._line = threading.Lock()
         self.head: dict[str, Any] = {}
-        """Noted at the top of the file, and compared with nothing: command, versions."""
+        """Noted at the top of the file, and compared with nothing: versions, where videos were read."""
+        self.noted: dict[str, Any] = {}
+        """The same as it was found in the file."""
 
     def look(self, verify: bool = True) -> None:
         """Learn what is there, without writing anything. `verify` compares checksums."""
@@ -106,12 +108,16 @@ class OutputFolder:
         make_folder(self.root)
         self._lock = lock_file(self._lock_path, "here" if self.part_id is None else f"part {self.part_id}")
         try:
-            if self._overwrite:
-                self._journal_path.unlink(missing_ok=True)
-            else:
-                self.look()
+            try:
+                self.look(verify=not self._overwrite)
+            except ValueError:
+                if not self._overwrite:
+                    raise
+                self.films, self._begun = {}, set()
             self._write_params()
-            self._journal = open(self._journal_path, "a", encoding="utf-8")  # noqa: SIM115 closed in __exit__
+            # Begun anew, now that all it had is in the other file: after the torn last line of a killed process the
+            # next one would be lost.
+            self._journal = open(self._journal_path, "w", encoding="utf-8")  # noqa: SIM115 closed in __exit__
         except BaseException:
             self._release()
             raise
@@ -136,8 +142,9 @@ class OutputFolder:
         return path
 
     def allow(self, keys: Iterable[Key]) -> None:
-        """Let films be replaced of which nothing is known."""
+        """Let films be replaced, those too of which nothing is known."""
         for key in keys:
+            self.films.pop(key, None)
             self._begun.add(key)
             self._note({"begun": key})
 
@@ -158,6 +165,9 @@ class OutputFolder:
         }
         if found.get("pngs"):
             found["pngs_blake2b"] = _pngs_fingerprint(path, found["frames"])
+            for png in png_folder(path).iterdir():  # of a longer film that was here before
+                if re.fullmatch(r"[0-9]{6}\.png", png.name) and int(png.stem) >= found["frames"]:
+                    png.unlink()
         found = _plain(found)
         self._note({"set": key[0], "video": key[1], "film": found})
         with self._line:
@@ -170,6 +180,7 @@ class OutputFolder:
             try:
                 self._journal.write(json.dumps(line) + "\n")
                 self._journal.flush()
+                os.fsync(self._journal.fileno())  # else a power cut could leave a film of which nothing is known
             except OSError as error:
                 reason = os.strerror(error.errno)
                 raise type(error)(error.errno, f"{self._journal_path}: could not be written: {reason}") from None
@@ -213,8 +224,9 @@ class OutputFolder:
                 raise ValueError(f"{self.params}: is no file of this command; name another folder or give --overwrite")
             try:
                 settings, difficulties = content["settings"], content["difficulties"]
-                films = {(s, v): film for s, videos in content["sets"].items() for v, film in videos.items()}
+                films = {(s, v): _film(film) for s, videos in content["sets"].items() for v, film in videos.items()}
                 self._begun |= {(s, v) for s, v in content["unfinished"]}
+                self.noted = {name: content.get(name) for name in self.head}
             except (KeyError, AttributeError, TypeError, ValueError):
                 raise ValueError(f"{self.params}: is damaged; name another folder or give --overwrite") from None
         if self._journal_path.exists():
@@ -222,8 +234,9 @@ class OutputFolder:
                 entry = _object(line)
                 if entry is not None and "begun" in entry:
                     self._begun.add(tuple(entry["begun"]))
+                    films.pop(tuple(entry["begun"]), None)  # about to be replaced
                 elif entry is not None and {"set", "video", "film"} <= set(entry):
-                    films[entry["set"], entry["video"]] = entry["film"]
+                    films[entry["set"], entry["video"]] = _film(entry["film"])
         return settings, difficulties, films
 
     def _intact(self, key: Key, film: Mapping[str, Any]) -> bool:
@@ -239,6 +252,14 @@ class OutputFolder:
         if changed is not None:
             print(f"note: {changed} is not what was written (its checksum differs): rendered again", file=sys.stderr)
         return changed is None
+
+
+def _film(entry: Any) -> dict[str, Any]:
+    """ValueError where it lacks what is read of it again."""
+    sizes = ("bytes", "frames", "width", "height")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), int) for name in sizes):
+        raise ValueError(f"a film must have {', '.join(sizes)}, got {shorten(entry)}")
+    return entry
 
 
 def _pngs_fingerprint(film: Path, n_frames: int) -> str | None:

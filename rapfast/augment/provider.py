@@ -44,10 +44,20 @@ class Identity:
         if self.opacities.dim() != 1:
             raise ValueError(f"opacities must be [N], got {check.describe(self.opacities)}")
         n = len(self.opacities)
+        if n and not (self.opacities.amin() >= 0 and self.opacities.amax() <= 1):
+            low, high = self.opacities.aminmax()
+            raise ValueError(f"opacities must be within 0..1, as after a sigmoid; got {low:g} to {high:g}")
         shape = (n, "D") if self.sh_degree is None else (n, "K", 3)
         check.tensor_like("colors", self.colors, [shape], self.opacities, "opacities")
         if self.sh_degree is None and self.colors.shape[1] < 3:
             raise ValueError(f"colors must have at least the three channels of RGB, got {check.describe(self.colors)}")
+        if self.sh_degree is not None:
+            bases = (check.integer("sh_degree", self.sh_degree, 0, 4) + 1) ** 2
+            if self.colors.shape[1] < bases:
+                raise ValueError(
+                    f"colors must be [N, K, 3], K at least {bases} for sh_degree {self.sh_degree}, got "
+                    f"{check.describe(self.colors)}"
+                )
 
     @property
     def n_channels(self) -> int:
@@ -186,13 +196,19 @@ class Provider:
         return fixed_viewpoint(viewpoint, difficulty, n_frames, fps, seed)
 
     def describe(self) -> dict[str, Any]:
-        """All of the provider that decides the films, as JSON: films made with another are not taken up."""
+        """All of the provider that decides the films, as JSON: films made with another are not taken up. Without this
+        method the command compares its --provider_args."""
         return {}
 
     @property
     def refines(self) -> bool:
         """Whether this provider has a refiner: whether it defines `refine`."""
         return type(self).refine is not Provider.refine
+
+    @property
+    def draws_cameras(self) -> bool:
+        """Whether cameras are rapfast's, drawn from the difficulties' ranges: whether `cameras` is not defined."""
+        return type(self).cameras is Provider.cameras
 
 
 def load_provider(spec: str, tracked_root: str | None, arguments: Mapping[str, Any]) -> Provider:

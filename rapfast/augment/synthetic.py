@@ -70,7 +70,7 @@ class SyntheticProvider(Provider):
 
     def describe(self) -> dict[str, Any]:
         names = ("frames", "gaussians", "channels", "width", "height", "fps", "refiner", "seed")
-        return {f"synthetic_{name}": getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names}
 
 
 class _SyntheticVideo(Video):

@@ -118,7 +118,7 @@ class Augment(Command):
     """H.264 needs even sides: pad odd ones by one pixel, or refuse such videos. Nothing is ever scaled."""
 
     views: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """Images rendered in one call; changes no pixel."""
+    """Images rendered in one call, or a frame in all sets side by side where those are more; changes no pixel."""
 
     sets_together: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """Sets rendered side by side, at most."""
@@ -136,7 +136,7 @@ class Augment(Command):
     """Show what would be rendered, and write nothing."""
 
     overwrite: bool = False
-    """Render everything anew, in a folder of other settings too."""
+    """Render these films anew, in a folder of other settings too, whose films are then no longer listed."""
 
     def run(self) -> None:
         """Check everything that can be checked, then render what is not there."""
@@ -147,6 +147,7 @@ class Augment(Command):
             folder = self._folder(self._job(provider, sets, device))
             if not self.overwrite:
                 folder.look()
+                self.compare_roots(folder)
             print(plan_table(folder, videos, sets, self.seed, provider, self.overwrite))
             return
         require_av()
@@ -155,14 +156,29 @@ class Augment(Command):
 
             one_process_per_set(self, videos, sets, self._folder(self._job(provider, sets, device)))
             return
-        with self._folder(self._job(provider, sets, device)) as folder:
-            job = self._job(provider, sets, device)
-            with FrameProgress() as progress:
+        job = self._job(provider, sets, device)
+        try:
+            with self._folder(job) as folder, FrameProgress() as progress:
+                self.compare_roots(folder)
                 summary = job.run(videos, folder, progress.update, overwrite=self.overwrite)
+        except torch.cuda.OutOfMemoryError:
+            raise RuntimeError("out of GPU memory: give smaller --views, --sets_together or --gpu_memory") from None
+        except MemoryError:
+            raise RuntimeError("out of memory: give smaller --views, --sets_together or --host_memory") from None
         for line in summary_lines(summary, folder):
             print(line)
         if summary.failures:
-            raise ValueError(failure_sentence(summary))
+            raise ValueError(failure_sentence(summary)) from summary.failures[0].error
+
+    def compare_roots(self, folder: OutputFolder) -> None:
+        """Tell where films are kept that were made of videos in another folder."""
+        before = folder.noted.get("tracked_root", self.tracked_root)
+        if before != self.tracked_root and folder.films:
+            print(
+                f"note: films that are there were made of the videos in {before}, and are kept; --overwrite makes them "
+                "anew",
+                file=sys.stderr,
+            )
 
     def make_provider(self) -> Provider:
         """The provider of --provider, with its arguments."""
@@ -185,6 +201,10 @@ class Augment(Command):
     def _folder(self, job: AugmentationJob) -> OutputFolder:
         folder = job.folder(self.output_root, part_id=self.part_id, overwrite=self.overwrite)
         folder.settings["provider"] = self.provider
+        if type(job.provider).describe is Provider.describe:
+            known = ("near_plane", "alpha_cap")  # which are among the settings
+            given = _arguments(self.provider_args).items()
+            folder.settings |= {f"provider.{name}": value for name, value in given if name not in known}
         versions = {"rapfast": __version__, "torch": torch.__version__}
         folder.head = {"versions": versions, "tracked_root": self.tracked_root}
         return folder
@@ -211,7 +231,12 @@ class Augment(Command):
         if self.part_id is not None and self.part_id < 0:
             raise ValueError(f"--part_id must not be negative, got {self.part_id}")
         self._budget()
-        return parse_device(f"cuda:{self.device}" if self.device.isdigit() else self.device)
+        if self.asset_dir is not None and not self.asset_dir.is_dir():
+            raise ValueError(f"--asset_dir must be a folder, and {self.asset_dir} is none")
+        device = parse_device(f"cuda:{self.device}" if self.device.isdigit() else self.device)
+        if self.gpu_memory is not None and device.type != "cuda":
+            raise ValueError(f"--gpu_memory is of a GPU, and --device {self.device} has none: give --host_memory")
+        return device
 
     def _videos(self) -> list[str]:
         names = list(self.video_list)

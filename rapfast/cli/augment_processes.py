@@ -33,6 +33,7 @@ def one_process_per_set(
     keys = [(s.name, video) for video in videos for s in sets]
     print("note: one process for each video and set; --batch loads and precomputes once for all", file=sys.stderr)
     with folder:  # so that other settings are told of before anything starts
+        command.compare_roots(folder)
         if command.overwrite:
             folder.allow(keys)
         there = dict(folder.films)
@@ -44,7 +45,7 @@ def one_process_per_set(
                 summary.films.append(Film(video, set_name, "kept", known["frames"], known["bytes"], 0.0))
             else:
                 start = time.perf_counter()
-                failed = _run([*_words(command), "--batch", "--video_list", video, "--only", set_name])
+                failed = _run([*_words(command), "--batch", f"--video_list={video}", "--only", set_name])
                 took = time.perf_counter() - start
                 if failed is not None:
                     failures.append(f"set {set_name} of {video}: {failed}")
@@ -70,8 +71,10 @@ def _words(command: Any) -> list[str]:
             continue
         if value is True:
             words.append(f"--{option.name}")
+        elif isinstance(value, tuple):
+            words += [f"--{option.name}", *map(str, value)]
         else:
-            words += [f"--{option.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+            words.append(f"--{option.name}={value}")  # in one word, since a name may begin with a dash
     return words
 
 

@@ -66,15 +66,18 @@ def plan_table(
         try:
             provider.check_video(video)
             missing = None
-        except (OSError, ValueError) as error:
+        except Exception as error:
             missing = "cannot"
             notes.append(f"{video}: {sentence(error)}")
         for s in sets:
             there = (s.name, video) in folder.films and not overwrite
             state = "there" if there else missing or "to render"
             n_new += state == "to render"
-            drawn = drawn_viewpoint(s.difficulty, set_seed(seed, s.difficulty_name, s.draw, video))
-            values = [f"{drawn[name]:.3f}" if name in ("distance", "focal") else f"{drawn[name]:.1f}" for name in DRAWN]
+            values = ["-"] * len(DRAWN)  # where the provider makes cameras of its own
+            if provider.draws_cameras:
+                drawn = drawn_viewpoint(s.difficulty, set_seed(seed, s.difficulty_name, s.draw, video))
+                places = {name: 3 if name in ("distance", "focal") else 1 for name in DRAWN}
+                values = [f"{drawn[name]:.{places[name]}f}" for name in DRAWN]
             film = film_path(folder.root, s.name, video).relative_to(folder.root).as_posix()
             rows.append([video, s.name, state, *values, film])
     head = ["video", "set", "state", *DRAWN, "film"]
