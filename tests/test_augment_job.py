@@ -129,7 +129,8 @@ def test_on_a_gpu_too(tmp_path):
         summary = make_films(
             tmp_path / name, RefiningProvider(), names=(name,), views=2, watch=alone, device="cuda", budget=budget
         )
-        assert summary.placement["v"] == {"device": 2, "host": 2, "disk": 3}
+        # torch rounds page-locked tensors up to powers of two: two frames' bytes hold one.
+        assert summary.placement["v"] == {"device": 2, "host": 1, "disk": 4}
     make_films(tmp_path / "cpu", RefiningProvider(), names=names, watch=host)
     for key, frames in together.features.items():
         for frame, drawn in frames.items():
@@ -251,7 +252,7 @@ def test_frames_have_their_place_in_the_budget(tmp_path, device):
     on_gpu = device.type == "cuda"
     for budget, placement in (
         (Budget(8 * size, 0, None), (7, 0, 0)) if on_gpu else (Budget(0, 8 * size, None), (7, 0, 0)),
-        (Budget(2 * size, 3 * size, tmp_path), (2, 3, 2) if on_gpu else (3, 0, 4)),
+        (Budget(2 * size, 3 * size, tmp_path), (2, 2, 3) if on_gpu else (3, 0, 4)),  # page-locked: powers of two
         (Budget(0, 0, tmp_path), (0, 0, 7)),
     ):
         assets = filled(budget, device)

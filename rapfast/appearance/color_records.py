@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,14 @@ class NetColors:
         directions = directions - camera_positions(viewmats)[_images(gaussian_ids, image_offsets)]
         colors = spherical_harmonics(SH_DEGREE_OF_COUNT[coefficients.shape[1]], directions, coefficients)
         return torch.where(colors.isfinite(), (colors + 0.5).clamp(min=0), colors)
+
+
+@torch.compiler.disable
+def render_uncompiled(scene: Any, *views: Any, **options: Any) -> Any:
+    """``scene.render`` with a break in a compiler's graph around it: what a network's call on the GPU leaves for its
+    gradients has sizes that no compiler can know. All of the call, since what a break cuts in two is told of closures
+    as they were made, not as they are."""
+    return scene.render(*views, **options)
 
 
 def _images(gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:

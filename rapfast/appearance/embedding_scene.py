@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from rapfast import _check as check
 from rapfast import ops
 from rapfast.appearance.color_net import ColorNet
-from rapfast.appearance.color_records import NetColors
+from rapfast.appearance.color_records import NetColors, render_uncompiled
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision
 from rapfast.appearance.net_outputs import NetInputs
 from rapfast.appearance.view_inputs import (
@@ -129,6 +129,13 @@ class EmbeddingScene:
             "postprocess": postprocess, "max_memory": max_memory,
         }  # fmt: skip
         if backend == "rapfast":
+            trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
+            wanted = trained or wants_gradient(*geometry, viewmats, Ks, backgrounds, embeddings, view_weights)
+            if is_compiling() and scene.means.is_cuda and wanted:
+                return render_uncompiled(
+                    self, viewmats, Ks, width, height, embeddings=embeddings, view_weights=view_weights,
+                    backgrounds=backgrounds, precision=precision, **options,
+                )  # fmt: skip
             half = half_precision(precision, scene.means)
 
             def native() -> tuple[ops.Network, ops.NetworkInput]:
@@ -136,12 +143,8 @@ class EmbeddingScene:
                 given = ops.NetworkInput("embedding", fed, features=embeddings.detach().contiguous())
                 return self.prepare(precision).network, given
 
-            trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
             # On the CPU a compiler can trace the call with a graph, whose stages look at nothing, and that alone.
-            with_graph = is_compiling() and not scene.means.is_cuda
-            if with_graph or trained or wants_gradient(
-                *geometry, viewmats, Ks, backgrounds, embeddings, view_weights
-            ):  # fmt: skip
+            if wanted or (is_compiling() and not scene.means.is_cuda):
                 # On the CPU a network that changes at every step is made for the Gaussians that are seen.
                 in_full = not is_compiling() and (not trained or scene.means.is_cuda)
                 inputs = NetInputs(

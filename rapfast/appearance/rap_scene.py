@@ -16,7 +16,7 @@ from rapfast import _check as check
 from rapfast import ops, reference
 from rapfast.appearance import rap_files as files
 from rapfast.appearance.color_net import ColorNet
-from rapfast.appearance.color_records import NetColors
+from rapfast.appearance.color_records import NetColors, render_uncompiled
 from rapfast.appearance.feature_map_net import MAP_CHANNELS, FeatureMapNet
 from rapfast.appearance.features import check_like_rap, map_coordinates, sample_features, view_directions
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision, map_pixels
@@ -294,6 +294,13 @@ class RapScene:
         }  # fmt: skip
 
         if backend == "rapfast":
+            if is_compiling() and scene.means.is_cuda and self.wants_gradient(
+                viewmats, Ks, backgrounds, decoded, feature_maps, view_weights
+            ):  # fmt: skip
+                return render_uncompiled(
+                    self, viewmats, Ks, width, height, feature_maps=feature_maps, decoded=decoded, map_ids=map_ids,
+                    view_weights=view_weights, backgrounds=backgrounds, precision=precision, **options,
+                )  # fmt: skip
             half = half_precision(precision, self.scene.means)
             # On the CPU a compiler can trace the call with a graph, whose stages look at nothing, and that alone.
             traced = is_compiling() and not scene.means.is_cuda

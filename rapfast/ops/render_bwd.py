@@ -127,6 +127,8 @@ def _counts_tensor(facts: Facts) -> Tensor:
 def fill_means2d(state: Tensor, facts: Facts, means2d: Tensor, places: Tensor | None) -> None:
     """Writes the image means of the visible records, dense with 0 elsewhere, or packed and ``places`` [M] with them."""
     n = facts.counts.n_records
+    if places is not None and n == 0:
+        return  # packed, and nothing to write: an empty tensor has no address that would tell it from a dense call's
     room = None if places is None else state.new_empty((native.means2d_chunks(n),), dtype=torch.int32)
     facts.plan.means2d(
         state.data_ptr(), n, address(places), means2d.data_ptr(), address(room), current_stream(facts.device)
