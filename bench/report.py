@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # for the package of this file
 
-from bench.report_backward import backward_floors, backward_section  # noqa: E402
+from bench.report_backward import backward_floors, backward_readme, backward_section  # noqa: E402
 from bench.report_runs import (  # noqa: E402
     ReportError,
     Run,
@@ -417,6 +417,7 @@ def readme_table(runs: list[Run]) -> str:
     """The newest GPU run in short; the CPU's figure where there is none."""
     on_gpu = [run for run in runs if run.machine.get("gpu")]
     parts = [part for run in on_gpu[:1] for part in _readme_forward(run)]
+    parts += next(filter(None, (backward_readme(run, README_BATCH) for run in on_gpu)), [])
     parts += next(filter(None, map(_readme_appearance, on_gpu)), [])
     sentence = next(filter(None, map(cpu_sentence, runs)), None)
     if sentence:

@@ -99,6 +99,20 @@ def backward_section(run: Run) -> list[str]:
     return parts if verdict is None else [*parts, verdict]
 
 
+def backward_readme(run: Run, batch: int) -> list[str]:
+    """The README's paragraphs for one batch, none where the run has no backward in it."""
+    steps = [step for step in backward_steps(run) if step.batch == batch and step.ratio]
+    if not steps:
+        return []
+    rows = [
+        [step.case, *(number(step.bwd[name]["ms_per_view"]) for name in ("gsplat", "rapfast")), number(step.ratio, 3)]
+        for step in steps
+    ]
+    head = [f"forward and backward, ms per view, batch of {batch}", "gsplat", "rapfast", "times faster"]
+    text = "To every parameter of the scene and the viewmats, after the gradients were compared."
+    return [table(head, rows), f"{text} {backward_verdict(steps)} {provenance(run)}."]
+
+
 def backward_floors(run: Run) -> list[str]:
     """The steps of going back beside their floors, the paragraphs for docs/performance.md; none where nothing was
     counted."""

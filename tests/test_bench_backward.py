@@ -75,6 +75,14 @@ def test_the_verdict_is_of_the_geometric_mean(tmp_path: Path, ratios: tuple[floa
     assert len(report_backward.backward_section(alone)) == 3 and len(report_backward.backward_section(run)) == 4
 
 
+def test_the_readme_has_each_ratio_of_its_batch(tmp_path: Path) -> None:
+    run = run_of(tmp_path, benchmarks({"room-200k-854x480": (0.4, 0.1, 0.08), "garden-1297x840": (4.0, 1.0, 0.9)}))
+    rows, text = report_backward.backward_readme(run, 8)
+    assert "| room-200k-854x480 | 0.400 | 0.100 | 4.00 |" in rows and "| garden-1297x840 | 4.00 | 1.00 | 4.00 |" in rows
+    assert "4.00 times as fast" in text and "0123456789" in text
+    assert report_backward.backward_readme(run, 32) == []
+
+
 def test_no_section_without_a_backward(tmp_path: Path) -> None:
     run = run_of(tmp_path, [record("room-200k-854x480", "rapfast", "fwd", 1.0)])
     assert report_backward.backward_section(run) == [] and report_backward.backward_floors(run) == []
