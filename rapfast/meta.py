@@ -29,11 +29,15 @@ _LAZY = object()
 class Meta(dict):
     """A dict some of whose entries are made, once, on the first look."""
 
-    def __init__(self, entries: dict[str, Any], maker: _Maker | None = None, is_live: bool = False) -> None:
-        """``is_live``: each look makes an entry anew, for the next one may find another."""
+    def __init__(
+        self, entries: dict[str, Any], maker: Any = None, is_live: bool = False, is_of_graph: bool = False
+    ) -> None:
+        """``maker`` has an attribute for each lazy entry. ``is_live``: each look makes an entry anew, for the next one
+        may find another. ``is_of_graph``: entries are part of an autograd graph."""
         super().__init__(entries)
         self._maker = maker
         self.is_live = is_live
+        self._is_of_graph = is_of_graph
         self.means2d_of_views: tuple[Tensor, ...] | None = None  # see `rapfast.rasterization.rasterize_colored`
 
     def __getitem__(self, key: str) -> Any:
@@ -41,9 +45,16 @@ class Meta(dict):
         if value is _LAZY:
             if self.is_live:
                 return getattr(copy.copy(self._maker), key)
-            value = getattr(self._maker, key)
+            value = self._made(key)
             super().__setitem__(key, value)
         return value
+
+    def _made(self, key: str) -> Any:
+        if not self._is_of_graph or torch.is_grad_enabled():
+            return getattr(self._maker, key)
+        # It is kept, and who looks at it next may want its gradient.
+        with torch.inference_mode(False), torch.enable_grad():
+            return getattr(self._maker, key)
 
     def __iter__(self) -> Iterator[str]:
         # Overridden so that dict(meta) and {**meta} go through __getitem__ instead of copying the slots.
@@ -78,7 +89,7 @@ class Meta(dict):
         return ItemsView(self)
 
     def copy(self) -> Meta:
-        copied = Meta(dict(super().items()), self._maker, self.is_live)
+        copied = Meta(dict(super().items()), self._maker, self.is_live, self._is_of_graph)
         copied.means2d_of_views = self.means2d_of_views
         return copied
 
@@ -257,7 +268,8 @@ def build_meta(
     The functions give the call's records and counts, when the first entry that needs them is asked for. That of a
     call captured in a CUDA graph has ``make_overflowed``: each entry is then of the last replay at each look, and
     ``overflowed`` (int64 [], on the device) is 1 where that had too little room and drew nothing but NaN. That of a
-    call that wants gradients has ``make_means2d``, which gives the tensor of the graph.
+    call that wants gradients has ``make_means2d``, which gives the tensor of the graph; its other entries of floats are
+    part of the graph too, also where they are first looked at under `torch.no_grad()`.
 
     Packed, per-record tensors are [M, ...] in order of image, then Gaussian. Dense, they are [..., C, N, ...] and
     0 where the Gaussian is not visible. The tile entries follow gsplat's bounding-box rule.
@@ -292,4 +304,4 @@ def build_meta(
     }
     if make_overflowed is not None:
         entries["overflowed"] = _LAZY
-    return Meta(entries, maker, is_live=make_overflowed is not None)
+    return Meta(entries, maker, is_live=make_overflowed is not None, is_of_graph=make_means2d is not None)
