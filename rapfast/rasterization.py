@@ -131,7 +131,7 @@ def rasterization(
         TypeError, ValueError: naming the argument, what was expected and what came. ``max_memory`` that the smallest
             part exceeds is told while rendering.
         NotImplementedError: for gsplat's arguments listed above, for ``max_memory`` where a gradient is wanted, for it
-            and ``absgrad`` inside torch.compile, and for a second derivative.
+            and ``absgrad`` inside torch.compile, for ``sparse_grad`` there on a GPU, and for a second derivative.
 
     Differentiable in every tensor, once. ``meta["means2d"]`` is then part of the graph, so its ``retain_grad()`` works,
     and so are ``conics``, ``depths`` and ``opacities``. On the CPU gradients do not depend on the number of threads. On
@@ -523,6 +523,10 @@ def _rapfast(
                     )
             if absgrad and torch.compiler.is_compiling():
                 raise NotImplementedError("absgrad must be False inside torch.compile, which cannot trace it, got True")
+            if sparse_grad and is_traced and device.type == "cuda":
+                raise NotImplementedError(
+                    "sparse_grad must be False inside torch.compile on a GPU, where it cannot be traced, got True"
+                )
             return _with_grad(inputs, s, packed, postprocess, absgrad, sparse_grad)
     if device.type == "cuda":
         require_cuda(inputs.means)

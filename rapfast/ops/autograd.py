@@ -141,7 +141,7 @@ def render_with_grad(
         inputs = GaussianInputs(means, quats, scales, covars, opacities, colors, viewmats, Ks)
         return _render_cuda(
             inputs, width, height, dense_shape, finished, visible, near_plane=near_plane, far_plane=far_plane,
-            radius_clip=radius_clip, absgrad=absgrad, color_stage=color_stage, by_view=by_view,
+            radius_clip=radius_clip, absgrad=absgrad, sparse_grad=sparse_grad, color_stage=color_stage, by_view=by_view,
             camera_model=camera_model, antialiased=antialiased, eps2d=eps2d, sh_degree=sh_degree,
             render_mode=render_mode, alpha_cap=alpha_cap,
         )  # fmt: skip
@@ -186,7 +186,8 @@ def render_with_grad(
 def _render_cuda(
     inputs: GaussianInputs, width: int, height: int, dense_shape: tuple[int, ...] | None,
     finished: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], visible: _Visible, *, near_plane: float,
-    far_plane: float, radius_clip: float, absgrad: bool, color_stage: ColorStage | None, by_view: bool, **form: Any,
+    far_plane: float, radius_clip: float, absgrad: bool, sparse_grad: bool, color_stage: ColorStage | None,
+    by_view: bool, **form: Any,
 ) -> Drawn:  # fmt: skip
     """The call on the GPU. ``form`` are the named arguments of `kind_of`."""
     network = network_input = None
@@ -203,7 +204,8 @@ def _render_cuda(
     ])  # fmt: skip
     form["render_mode"] = form["render_mode"].replace("ED", "D")
     kind = kind_of(inputs, width, height, packed=dense_shape is None, **form)
-    if network is None and not absgrad and not by_view and is_watched(inputs):
+    # The Gaussians that some view sees are not known to a traced call.
+    if network is None and not absgrad and not sparse_grad and not by_view and is_watched(inputs):
         images, alphas, means2d = traced(inputs, kind, dense_shape, near_plane, far_plane, radius_clip)
         return Drawn(*finished(images, alphas), lambda: means2d, _refuse_traced, _refuse_traced)
     with torch.no_grad():
@@ -248,6 +250,8 @@ def _refuse_traced() -> Any:
 def _by_view(means2d: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Dense means2d, and its views' rows as tensors on the way to it, each with a gradient of its own."""
     of_views = means2d.flatten(0, -3).unbind()
+    if not of_views:
+        return means2d, ()
     return torch.stack(of_views).reshape(means2d.shape), of_views
 
 
