@@ -281,6 +281,21 @@ def test_entries_of_meta_are_differentiable(packed: bool) -> None:
     compare(grads[1], grads[0], BOUNDS)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_entries_of_meta_are_of_the_graph_wherever_they_are_looked_at_first(packed: bool) -> None:
+    leaves = {k: x.float().cuda().requires_grad_() for k, x in crowd(400, 2).items()}
+    found = []
+    for looked_at in ((), ("radii",), ("depths", "means2d")):
+        *_, meta = rasterization(**leaves, width=WIDTH, height=HEIGHT, packed=packed)
+        with torch.no_grad():
+            assert all(meta[key].isfinite().all() for key in looked_at)
+        loss = meta["depths"].square().sum() + meta["conics"].sum() + meta["means2d"].sum()
+        found.append(torch.autograd.grad(loss, [leaves[name] for name in ("means", "quats", "scales", "viewmats")]))
+    for got in found[1:]:
+        for a, b in zip(got, found[0], strict=True):
+            assert_same(a, b)  # nothing here is added by atomics
+
+
 def test_meta_and_images_together() -> None:
     """Depths of meta add to what the blend gives the records."""
     inputs = crowd(400, 2, sh_degree=1)
@@ -427,6 +442,24 @@ def test_nothing_is_seen(n: int, c: int, packed: bool, sh_degree: int | None) ->
     assert images.count_nonzero() == 0
     (images.sum() + alphas.sum()).backward()
     assert meta["means2d"].grad.shape == meta["means2d"].shape
+    for name, leaf in leaves.items():
+        assert leaf.grad.shape == leaf.shape and leaf.grad.count_nonzero() == 0, name
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("channels", [3, 40])
+def test_nothing_is_seen_deterministically(channels: int, packed: bool) -> None:
+    leaves = {k: x.float().cuda().requires_grad_() for k, x in crowd(5, 2, channels=channels).items()}
+    with torch.no_grad():
+        leaves["means"][..., 2] -= 50
+    torch.use_deterministic_algorithms(True)
+    try:
+        images, alphas, meta = rasterization(**leaves, width=33, height=20, packed=packed, absgrad=True)
+        meta["means2d"].retain_grad()
+        (images.sum() + alphas.sum() + meta["depths"].sum()).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert meta["means2d"].grad.shape == meta["means2d"].absgrad.shape == meta["means2d"].shape
     for name, leaf in leaves.items():
         assert leaf.grad.shape == leaf.shape and leaf.grad.count_nonzero() == 0, name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from gradients import compare, gradients
 from test_gradients_cuda import HEIGHT, SAME, WIDTH, crowd
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from rapfast import rasterization
 from rapfast.ops import autograd_cuda, render_bwd
@@ -53,6 +55,20 @@ def test_operators_give_what_direct_calls_give(packed: bool, mode: str, monkeypa
     compare(got, want, SAME)
     calls = {name: len(arguments) for name, arguments in calls.items()}
     assert calls == dict.fromkeys(OPERATORS, 1)
+
+
+def test_sparse_gradients_where_somebody_watches() -> None:
+    inputs = {k: x.float().cuda() for k, x in crowd(400, 2, sh_degree=1).items()}
+    inputs["means"][::3, 2] -= 50  # behind the cameras
+    found = []
+    for watches in (False, True):
+        leaves = {k: x.clone().requires_grad_() for k, x in inputs.items()}
+        with FlopCounterMode(display=False) if watches else contextlib.nullcontext():
+            images, alphas, _ = rasterization(**leaves, width=WIDTH, height=HEIGHT, sh_degree=1, sparse_grad=True)
+            (images.square().sum() + alphas.sum()).backward()
+        assert leaves["means"].grad.layout == torch.sparse_coo
+        found.append({k: x.grad.to_dense().double().cpu() for k, x in leaves.items()})
+    compare(found[1], found[0], SAME)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -103,8 +119,10 @@ def test_whole_graphs_are_compiled(packed: bool, mode: str) -> None:
 def test_what_a_compiled_call_cannot_say() -> None:
     leaves = {k: x.float().cuda().requires_grad_() for k, x in crowd(50, 1, sh_degree=1).items()}
 
-    def conics() -> Tensor:
-        return rasterization(**leaves, width=WIDTH, height=HEIGHT, sh_degree=1)[2]["conics"]
+    def conics(**options: Any) -> Tensor:
+        return rasterization(**leaves, width=WIDTH, height=HEIGHT, sh_degree=1, **options)[2]["conics"]
 
     with pytest.raises(Exception, match="of meta only means2d is there"):
         torch.compile(conics, backend="aot_eager", fullgraph=True)()
+    with pytest.raises(Exception, match="sparse_grad must be False inside torch.compile on a GPU"):
+        torch.compile(conics, backend="aot_eager", fullgraph=True)(sparse_grad=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad as fwAD
 
 from rapfast import PostProcess, rasterization
+from rapfast.rasterization import rasterize_colored
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 
@@ -514,6 +515,39 @@ def test_entries_of_meta_are_differentiable(packed: bool) -> None:
         results.append(torch.autograd.grad(loss, used))
     for want, got in zip(*results, strict=True):
         assert_gradient(got, want, 1e-9)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("packed", [True, False])
+def test_entries_of_meta_are_of_the_graph_wherever_they_are_looked_at_first(packed: bool, mode: Any) -> None:
+    """A strategy looks at meta without gradients; a loss on the same entries comes later."""
+    scene = make_scene(15, 2, seed=13)
+    keys = ("means2d", "conics", "opacities", "depths")
+    results = []
+    for looked_at in ((), ("radii", "depths"), keys):
+        leaves = leaves_of(scene)
+        _, _, meta = rasterization(**(scene | leaves), packed=packed, rasterize_mode="antialiased")
+        with mode():
+            for key in looked_at:
+                assert meta[key].isfinite().all()
+        loss = sum((meta[key] * w).sum() for key, w in zip(keys, weights_like(*(meta[k] for k in keys)), strict=True))
+        results.append(torch.autograd.grad(loss, [leaves[name] for name in PARAMETERS if name != "colors"]))
+    for got in results[1:]:
+        for a, b in zip(got, results[0], strict=True):
+            assert_same(a, b)
+
+
+def test_no_views_with_means2d_of_each() -> None:
+    scene = make_scene(5, 1)
+    size = {name: scene.pop(name) for name in ("width", "height")}
+    leaves = leaves_of(scene)
+    images, alphas, meta = rasterize_colored(
+        *(leaves[name] for name in ("means", "quats", "scales", "opacities")), leaves["viewmats"][:0], leaves["Ks"][:0],
+        None, *size.values(), None, colors=leaves["colors"], packed=False,
+    )  # fmt: skip
+    assert len(images) == len(alphas) == 0 and meta["means2d"].shape == (0, 5, 2) and meta.means2d_of_views == ()
+    (images.sum() + alphas.sum() + meta["means2d"].sum()).backward()
+    assert all(leaf.grad.shape == leaf.shape and not leaf.grad.any() for leaf in leaves.values())
 
 
 @pytest.mark.parametrize("sh_degree", [None, 2])
