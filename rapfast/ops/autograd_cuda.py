@@ -123,7 +123,7 @@ class _Front(Function):
         ctx.save_for_backward(
             means, quats, scales, covars, opacities, kept_colors, viewmats, Ks, state, places
         )  # fmt: skip
-        ctx.facts = facts
+        ctx.facts, ctx.state_bytes = facts, state.numel()
         ctx.set_materialize_grads(False)
         nothing = means.new_empty(())
         return means2d, nothing.expand(n, row_stride(kind.n_channels)), nothing.expand(n, len(RECORD_FIELDS))
@@ -134,6 +134,7 @@ class _Front(Function):
     ) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         *inputs, state, places = ctx.saved_tensors
+        _refuse_another_state(state, ctx.state_bytes)
         needs = ctx.needs_input_grad[: len(inputs)]
         wanted = [x is not None and need for x, need in zip(inputs, needs, strict=True)]
         wanted[5] = wanted[5] and ctx.facts.kind.with_colors
@@ -154,13 +155,14 @@ class _Records(Function):
     @staticmethod
     def forward(ctx: Any, record_link: Tensor, rendered: Rendered) -> Tensor:
         ctx.save_for_backward(rendered.state)
-        ctx.sizes = rendered.sizes
+        ctx.sizes, ctx.state_bytes = rendered.sizes, rendered.state.numel()
         return _records(rendered.state, rendered.sizes, rendered.n_records).clone()
 
     @staticmethod
     def backward(ctx: Any, v_records: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         (state,) = ctx.saved_tensors
+        _refuse_another_state(state, ctx.state_bytes)
         # What the colour stage took out is a constant.
         records = _records(state, ctx.sizes, v_records.shape[0])
         v_records = v_records.clone(memory_format=torch.contiguous_format)
@@ -184,6 +186,7 @@ class _Pixels(Function):
         images, alphas, state, places, absgrad = made
         ctx.save_for_backward(state, places)
         ctx.facts, ctx.absgrad, ctx.means2d_shape = facts, absgrad, means2d.shape
+        ctx.state_bytes = state.numel()
         ctx.set_materialize_grads(False)
         return images, alphas
 
@@ -191,6 +194,7 @@ class _Pixels(Function):
     def backward(ctx: Any, v_colors: Tensor | None, v_alphas: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         state, places = ctx.saved_tensors
+        _refuse_another_state(state, ctx.state_bytes)
         found = pixels_bwd(
             state,
             places,
@@ -203,6 +207,17 @@ class _Pixels(Function):
         if v_means2d.shape != ctx.means2d_shape:
             v_means2d = v_means2d.reshape(ctx.means2d_shape)
         return v_means2d, found.rows, None, None
+
+
+def _refuse_another_state(state: Tensor, n_bytes: int) -> None:
+    """Raises where what was saved comes back as the state of a call that had other room: nothing lies where this
+    call had it."""
+    if state.numel() != n_bytes:
+        raise RuntimeError(
+            f"the call kept {n_bytes} bytes for its backward, which finds {state.numel()}: it was run again, as "
+            "torch.utils.checkpoint does, after other calls of its sizes had changed how much room one is given. "
+            "Call rasterization outside of the checkpoint"
+        )
 
 
 def refuse_second_derivative() -> None:
