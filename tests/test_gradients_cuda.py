@@ -7,7 +7,9 @@ sums and norms; tests/test_gradients_gsplat.py compares with gsplat's.
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from reference_scenes import CAMERA_MODELS, PARAMETERS, one_gaussian
 from scenes import assert_same, covariances, make_scene
 from test_gradients_rasterization import CASES
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rapfast import PostProcess, ops, rasterization
 from rapfast.ops import autograd_cuda, render_bwd
@@ -248,6 +251,30 @@ def test_backward_runs_again_on_a_retained_graph_and_only_there() -> None:
     images, _, _ = rasterization(**leaves, width=WIDTH, height=HEIGHT, sh_degree=1)
     with pytest.raises(NotImplementedError, match="no second derivative"):
         torch.autograd.grad(images.sum(), leaves["means"], create_graph=True)
+
+
+@pytest.mark.parametrize("has_other_room", [False, True])
+def test_a_call_that_a_checkpoint_runs_again(has_other_room: bool) -> None:
+    """Its state is laid out by the room that calls of its sizes have learnt, which may have changed since."""
+    inputs = {k: x.float().cuda() for k, x in crowd(500, 2, sh_degree=1).items()}
+
+    def draw(**leaves: Tensor) -> tuple[Tensor, Tensor]:
+        return rasterization(**leaves, width=WIDTH, height=HEIGHT, sh_degree=1)[:2]
+
+    found = []
+    for run in (draw, partial(checkpoint, draw, use_reentrant=False, determinism_check="none")):
+        leaves = {k: x.clone().requires_grad_() for k, x in inputs.items()}
+        images, alphas = run(**leaves)
+        loss = images.square().sum() + alphas.sum()
+        if run is not draw and has_other_room:
+            for learnt in sys.modules["rapfast.ops.render"]._learnt.values():
+                learnt.grow((learnt.capacities[0] + 4096, learnt.capacities[1] + 4096))
+            with pytest.raises(RuntimeError, match="outside of the checkpoint"):
+                loss.backward()
+            return
+        loss.backward()
+        found.append({k: x.grad.double().cpu() for k, x in leaves.items()})
+    compare(found[1], found[0], SAME)
 
 
 def test_an_input_changed_in_place_before_backward_is_an_error() -> None:
