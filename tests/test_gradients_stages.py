@@ -11,6 +11,7 @@ from scenes import HEIGHT, WIDTH, assert_same, covariances, flat, flatten_ids, m
 from torch import Tensor
 
 from rapfast import PostProcess, ops, reference
+from rapfast.ops import autograd_cuda
 from rapfast.ops.bin import Tiles, tile_grid
 from rapfast.ops.blend_bwd import blend_bwd
 from rapfast.ops.color import DEPTH_CHANNELS
@@ -316,3 +317,14 @@ def test_bits_do_not_depend_on_threads(name: str) -> None:
                     assert_same(got, expected)
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_state_of_another_run_is_refused() -> None:
+    """What saved tensors come back as is up to hooks: a checkpoint's are those of a second run."""
+    means2d, link = torch.rand(3, 2, requires_grad=True), torch.rand(3, 8, requires_grad=True)
+    state = torch.zeros(100, dtype=torch.uint8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x.new_zeros(len(x) + 8)):
+        made = torch.rand(1, 4, 4, 3), torch.rand(1, 4, 4, 1), state, None, None
+        images, _ = autograd_cuda._Pixels.apply(means2d, link, made, None)
+        with pytest.raises(RuntimeError, match="kept 100 bytes for its backward, which finds 108"):
+            images.sum().backward()
