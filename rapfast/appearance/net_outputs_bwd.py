@@ -112,7 +112,8 @@ class _Backward:
         self.viewmats, self.Ks, self.view_weights = viewmats.double(), Ks.double(), view_weights
         self.positions = camera_positions(viewmats)
         self.box_coord, self.coord_scale, self.features = box_coord, coord_scale, features
-        self.atlas = _Atlas.of(maps, map_ids, form.half, means) if form.kind == "maps" else None
+        # Where there are no views, there are no maps either.
+        self.atlas = _Atlas.of(maps, map_ids, form.half, means) if form.kind == "maps" and maps else None
         self.v_means, self.v_intrinsic = torch.zeros_like(means), torch.zeros_like(self.intrinsic)
         self.v_box_coord = None if box_coord is None else torch.zeros_like(box_coord)
         self.v_features = None if features is None else torch.zeros_like(features)
