@@ -336,6 +336,27 @@ def test_matrices_of_the_strict_precision_are_not_tf32() -> None:
     assert_close(results[1], results[0], 2e-5)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="a switch of torch 2.9")
+def test_the_switch_of_tf32_is_left_as_it_was() -> None:
+    """Whichever of torch's settings the caller uses: what matmul has from a wider one it still has from there."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        for own in ("none", "ieee", "tf32"):
+            for wide in ("none", "tf32", "ieee", "none"):
+                torch.backends.fp32_precision, matmul.fp32_precision = wide, own
+                for in_tf32 in (False, True):
+                    with net_outputs_bwd._matmuls(torch.device("cuda"), in_tf32=in_tf32):
+                        assert matmul.fp32_precision == ("tf32" if in_tf32 else "ieee")
+                    assert matmul.fp32_precision == (wide if own == "none" else own)
+        torch.backends.fp32_precision, matmul.fp32_precision = "tf32", "none"
+        with net_outputs_bwd._matmuls(torch.device("cuda"), in_tf32=False):
+            pass
+        torch.backends.fp32_precision = "ieee"
+        assert matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision, matmul.fp32_precision = "none", "none"
+
+
 def test_an_embeddings_gradients_are_those_of_plain_torch() -> None:
     widths = {"encoder": (143, 32, 20), "decoder": (68, 30, 12), "color_decoder": (15, 3)}
     results = []

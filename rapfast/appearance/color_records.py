@@ -88,8 +88,8 @@ class NetColors:
 
 
 def uncompiled_on_gpu(render: Callable[..., Any]) -> Callable[..., Any]:
-    """A scene's ``render`` with a break in a compiler's graph around its calls on a GPU, which look at numbers, addresses
-    and counts that none knows. Around all of a call: what is traced of it, `check_weights` above all, looks at
+    """A scene's ``render`` with a break in a compiler's graph around its calls on a GPU, which look at numbers and
+    addresses that no compiler knows. Around all of a call: what is traced of it, `check_weights` above all, looks at
     nothing, and what is left would take that for numbers."""
     uncompiled = torch.compiler.disable(render)
 

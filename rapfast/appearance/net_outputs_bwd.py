@@ -377,6 +377,10 @@ def _matmuls(device: torch.device, *, in_tf32: bool) -> Iterator[None]:
         name, value = "allow_tf32", in_tf32
     with _switch:
         before = getattr(matmul, name)
+        if name == "fp32_precision":
+            # What is read may be a wider setting's, which is to go on reaching matmul when it is changed.
+            setattr(matmul, name, "none")
+            before = "none" if getattr(matmul, name) == before else before
         setattr(matmul, name, value)
         try:
             yield
