@@ -227,6 +227,22 @@ def test_training_steps_are_seen(model, fused):
     assert_trained_alike(trained(model, result), original_trained(model, 0, 1.0))
 
 
+def test_halves_of_box_coord_are_trained(model):
+    """As RAP may keep them, of which the rows are made for each call."""
+    whole, weight = model.box_coord, torch.rand(3, HEIGHT, WIDTH)
+
+    def render() -> Tensor:
+        return (model.render(CAMERAS[1], PIPE, BLACK)["render"] * weight).sum()
+
+    want = torch.autograd.grad(render(), whole)[0]
+    model.box_coord1, model.box_coord2 = (nn.Parameter(whole.detach()[:, rows]) for rows in (2, slice(2)))
+    model.box_coord = None
+    got = torch.autograd.grad(render(), [model.box_coord1, model.box_coord2])
+    assert_same(got[0], want[:, 2])
+    assert_same(got[1], want[:, :2])
+    assert all(x.any() for x in got)
+
+
 def test_batches_are_trained(model):
     """Each view with its own weight and reference image; the gradient is the sum of the views'."""
     weights = torch.tensor(WEIGHTS, requires_grad=True)

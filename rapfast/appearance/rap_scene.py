@@ -425,7 +425,7 @@ class RapScene:
         weights: Tensor | None, half: bool, decoded: Tensor | None = None,
     ) -> NetInputs:  # fmt: skip
         if decoded is not None:
-            weights = torch.ones(len(viewmats), dtype=torch.float64)
+            maps, ids, weights = [], [], torch.ones(len(viewmats), dtype=torch.float64)
         scene = self.scene
         network = None
         trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
@@ -498,6 +498,7 @@ def load_rap(model_path: PathLike, iteration: int | None = None) -> RapScene:
     if scene.intrinsic is None:
         raise ValueError(f"{folder / 'point_cloud.ply'}: must have f_intr_0..47 (RAP's layout), it has SH colours")
     box_coord = files.box_coordinates(content[files.OTHER_FILE], len(scene), paths[files.OTHER_FILE])
+    box_coord = box_coord.detach().float().contiguous()
     map_net = FeatureMapNet.from_state_dict(content[files.MAP_FILE], str(paths[files.MAP_FILE])).float()
     color_net = ColorNet.from_state_dict(content[files.COLOR_FILE], str(paths[files.COLOR_FILE])).float()
     extras = {
