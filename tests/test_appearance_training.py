@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooSlow
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -349,10 +351,17 @@ def test_the_switch_of_tf32_is_left_as_it_was() -> None:
                         assert matmul.fp32_precision == ("tf32" if in_tf32 else "ieee")
                     assert matmul.fp32_precision == (wide if own == "none" else own)
         torch.backends.fp32_precision, matmul.fp32_precision = "tf32", "none"
+        assert net_outputs_bwd.callers_tf32()[1], "torch's older switch raises here"
         with net_outputs_bwd._matmuls(torch.device("cuda"), in_tf32=False):
             pass
         torch.backends.fp32_precision = "ieee"
         assert matmul.fp32_precision == "ieee"
+        with ThreadPoolExecutor(1) as other:
+            with net_outputs_bwd._matmuls(torch.device("cuda"), in_tf32=True):
+                asked = other.submit(net_outputs_bwd.callers_tf32)
+                with pytest.raises(TooSlow):
+                    asked.result(0.05)
+            assert not asked.result()[1], "the caller's, not the backward's"
     finally:
         torch.backends.fp32_precision, matmul.fp32_precision = "none", "none"
 

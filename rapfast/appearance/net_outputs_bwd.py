@@ -364,6 +364,16 @@ def _sums_of_views(images: Tensor, values: Tensor, n_views: int) -> Tensor:
 _switch = threading.RLock()
 
 
+def callers_tf32() -> tuple[bool, bool]:
+    """Whether convolutions, and products of float32 matrices, may use TF32 on a GPU: as the caller has it, whatever a
+    backward in another thread has meanwhile. What torch had before 2.9 raises where the newer switches were set."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with _switch:
+        if hasattr(matmul, "fp32_precision"):
+            return cudnn.conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32"
+        return cudnn.allow_tf32, matmul.allow_tf32
+
+
 @contextlib.contextmanager
 def _matmuls(device: torch.device, *, in_tf32: bool) -> Iterator[None]:
     """Products of float32 matrices on a GPU with TF32 operands or without, for one thread at a time: the switch is
