@@ -8,7 +8,8 @@ Every view of a batch has one of the lights, by a reference image taken from els
 between 0 and 1.5: weight 0 shows the room in grey light, 1 in the reference image's, and what is between and beyond
 lies on that line. All views of a batch are one call. What is printed: PSNR on views and reference images never seen,
 and for comparison with the other light's reference images. (`fit_appearance_room.py` makes the room that comes with
-rapfast, of four lightings, by regressing colours without a renderer.)
+rapfast, of four lightings, by regressing colours without a renderer.) Ctrl-C ends the training, and the picture shows
+what was learnt by then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from rapfast import Cameras, Scene, media, procedural
 from rapfast.appearance import ColorNet, FeatureMapNet, RapScene
+from rapfast.io.atomic import check_writable
 
 HOURS = ("day", "night")
 HIGHEST = 1.5
@@ -91,7 +93,7 @@ def drawn(scene: RapScene, cameras: Cameras, views: Tensor, maps: Tensor, chosen
 
 
 def train(scene: RapScene, views: Views, options: argparse.Namespace) -> list[float]:
-    """The loss of every step."""
+    """The loss of every step, until Ctrl-C is pressed."""
     optimizer = torch.optim.Adam([
         {"params": [scene.scene.intrinsic], "lr": 2e-2},
         {"params": [scene.box_coord], "lr": 1e-3},
@@ -101,20 +103,25 @@ def train(scene: RapScene, views: Views, options: argparse.Namespace) -> list[fl
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=options.steps, pct_start=0.1)
     references, losses = views.references(), []
-    for step in range(options.steps):
-        hours = torch.randint(len(HOURS), (options.batch,))
-        places = torch.randint(len(views.cameras), (options.batch,))
-        weights = HIGHEST * torch.rand(options.batch)
-        taken = references[torch.arange(len(HOURS)), torch.randint(len(views.cameras), (len(HOURS),))]
-        images = drawn(scene, views.cameras, places, scene.feature_maps(taken), hours, weights)
-        loss = (images - views.under(hours, places, weights)).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if (step + 1) % max(options.steps // 10, 1) == 0:
-            print(f"step {step + 1}: loss {sum(losses[-20:]) / len(losses[-20:]):.4f}")
+    try:
+        for step in range(options.steps):
+            hours = torch.randint(len(HOURS), (options.batch,))
+            places = torch.randint(len(views.cameras), (options.batch,))
+            weights = HIGHEST * torch.rand(options.batch)
+            taken = references[torch.arange(len(HOURS)), torch.randint(len(views.cameras), (len(HOURS),))]
+            images = drawn(scene, views.cameras, places, scene.feature_maps(taken), hours, weights)
+            loss = (images - views.under(hours, places, weights)).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            if (step + 1) % max(options.steps // 10, 1) == 0:
+                print(f"step {step + 1}: loss {sum(losses[-20:]) / len(losses[-20:]):.4f}")
+    except KeyboardInterrupt:
+        if not losses:
+            raise
+        print(f"interrupted: {len(losses)} of {options.steps} steps were made")
     return losses
 
 
@@ -160,6 +167,10 @@ def main() -> None:
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else full)
 
+    try:
+        check_writable(options.out)
+    except OSError as error:
+        parser.error(f"--out {error}")
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     lit = procedural.lit_room(options.gaussians, options.seed)

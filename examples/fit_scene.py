@@ -8,12 +8,15 @@ The fit begins at a cloud of points as photogrammetry gives one: some of the roo
 colours of degree 0. `gsplat.DefaultStrategy` (or, on a GPU, `MCMCStrategy`) reads what `rapfast.rasterization` returns
 as it reads gsplat's own. What is printed: PSNR of the held-out views before and after, and the time of the steps.
 `fitted_room/` gets the scene, and `pictures.png`: held-out views, the cloud as it begins, and the fit of each backend.
+Ctrl-C ends the fit with the step at hand, and what has been fitted by then is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -105,8 +108,8 @@ def make_strategy(name: str, steps: int, n_most: int, grow: float) -> tuple[obje
 
 def fit(
     splats: torch.nn.ParameterDict, cameras: Cameras, pictures: Tensor, backend: str, options: argparse.Namespace
-) -> float:
-    """Fits `splats` in place; returns the seconds that its steps took."""
+) -> tuple[int, float]:
+    """Fits `splats` in place; returns how many steps there were, and the seconds that they took."""
     optimizers = {
         name: torch.optim.Adam([{"params": value, "lr": RATES[name] * (RADIUS if name == "means" else 1)}], eps=1e-15)
         for name, value in splats.items()
@@ -118,7 +121,7 @@ def fit(
     chosen = torch.Generator().manual_seed(options.seed)
     synchronize(pictures.device)
     begin = time.perf_counter()
-    for step in range(options.steps):
+    for step in until_interrupted(options.steps):
         views = torch.randint(len(cameras), (options.batch,), generator=chosen).to(pictures.device)
         degree = min(3, 4 * step // options.steps)
         images, _, meta = draw(
@@ -137,7 +140,27 @@ def fit(
         if (step + 1) % max(options.steps // 10, 1) == 0:
             print(f"  {backend}, step {step + 1}: loss {loss.item():.4f}, {len(splats['means'])} Gaussians")
     synchronize(pictures.device)
-    return time.perf_counter() - begin
+    return step + 1, time.perf_counter() - begin
+
+
+def until_interrupted(steps: int) -> Iterator[int]:
+    """0, 1, ... `steps` - 1, or up to the one during which Ctrl-C is pressed: in the middle of a step the parameters
+    may be of different lengths. Pressed once more, it ends the program."""
+    pressed = []
+
+    def press(number: int, frame: object) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        for step in range(steps):
+            yield step
+            if pressed:
+                print(f"interrupted: {step + 1} of {steps} steps were made")
+                return
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def synchronize(device: torch.device) -> None:
@@ -169,8 +192,15 @@ def main() -> None:
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else full)
 
+    try:
+        import gsplat  # noqa: F401
+    except ImportError as error:
+        parser.error(f"the strategy is gsplat's ({error}): pip install 'rapfast[bench]'")
     device = torch.device(options.device)
+    if device.type != "cuda" and (options.strategy == "mcmc" or "gsplat" in options.backend):
+        parser.error(f"--strategy mcmc and --backend gsplat need a GPU, got --device {device}")
     torch.manual_seed(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
     room, cameras, pictures = make_pictures(options, device)
     held_out = torch.arange(len(cameras), device=device) % HELD_OUT == 0
     train, test = (
@@ -179,19 +209,20 @@ def main() -> None:
     )
     shown = [0, len(test) - 1]
     rows = [pictures[held_out][shown]]
-    options.out.mkdir(parents=True, exist_ok=True)
     for backend in options.backend:
         splats = make_cloud(room, options.points, options.seed)
         before = views_of(splats, test, backend)
-        seconds = fit(splats, train, pictures[~held_out], backend, options)
+        steps, seconds = fit(splats, train, pictures[~held_out], backend, options)
         after = views_of(splats, test, backend)
         rows += [before[shown], after[shown]] if len(rows) == 1 else [after[shown]]
         print(
             f"{backend}: PSNR of {len(test)} held-out views {psnr(before, pictures[held_out]):.2f} dB before, "
-            f"{psnr(after, pictures[held_out]):.2f} dB after {options.steps} steps in {seconds:.1f} s "
-            f"({1e3 * seconds / options.steps:.2f} ms a step), {len(splats['means'])} Gaussians"
+            f"{psnr(after, pictures[held_out]):.2f} dB after {steps} steps in {seconds:.1f} s "
+            f"({1e3 * seconds / steps:.2f} ms a step), {len(splats['means'])} Gaussians"
         )
         rapfast.save_ply(as_scene(splats), options.out / f"{backend}.ply")
+        if steps < options.steps:
+            break
     sheet = [(255 * image + 0.5).to(torch.uint8).cpu().numpy() for k in range(len(shown)) for image in
              (row[k] for row in rows)]  # fmt: skip
     media.write_png(options.out / "pictures.png", media.contact_sheet(sheet, columns=len(rows)))

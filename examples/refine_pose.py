@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rapfast import Cameras, procedural
 from rapfast.appearance import RapScene
-from rapfast.io.atomic import atomic_path
+from rapfast.io.atomic import atomic_path, check_writable
 
 
 class Pose(torch.nn.Module):
@@ -134,6 +134,11 @@ def main() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         parser.error(f"the plot needs matplotlib ({error}): pip install matplotlib")
+
+    try:
+        check_writable(options.out)
+    except OSError as error:
+        parser.error(f"--out {error}")
 
     device = torch.device(options.device)
     lit = procedural.lit_room(options.gaussians, options.seed)

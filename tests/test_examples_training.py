@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,39 @@ def run(name: str, *arguments: str, device: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("name", ["fit_scene.py", "fit_appearance.py"])
+def test_ctrl_c_keeps_what_is_learnt(name: str, tmp_path: Path) -> None:
+    if name == "fit_scene.py":
+        pytest.importorskip("gsplat", reason="the strategy is gsplat's")
+    out = tmp_path / "made"
+    command = [
+        sys.executable, "-u", str(EXAMPLES / name), "--quick", "--device", "cpu", "--out", str(out), "--gaussians",
+        "4000", "--width", "48", "--height", "27", "--views", "8", "--batch", "1", "--steps", "200",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as done:
+        line = ""
+        while "step" not in line:
+            assert (line := done.stdout.readline()), done.stderr.read()
+        done.send_signal(signal.SIGINT)
+        text, errors = done.communicate(timeout=120)
+    assert done.returncode == 0, errors
+    (made,) = numbers(r"interrupted: (\d+) of 200 steps were made", text)
+    assert 20 <= made < 200
+    numbers(r"PSNR .* ([\d.]+) dB after", text)
+    picture = out / "pictures.png" if name == "fit_scene.py" else out
+    assert picture.read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("name", ["fit_appearance.py", "refine_pose.py"])
+def test_where_nothing_can_be_written_nothing_is_begun(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "missing" / "picture.png"
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--out" in done.stderr and "does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def numbers(pattern: str, text: str) -> list[float]:

@@ -200,9 +200,13 @@ def test_training_gives_the_models_parameters_their_gradients(model):
     assert model.map_generator.encoder[1].num_batches_tracked == 0
 
 
-def test_training_steps_are_seen(model):
-    """An optimizer's steps, in place, move the next picture; parameters that are replaced are read anew."""
-    optimizer = torch.optim.Adam(leaves_of(model).values(), lr=1e-3)
+@pytest.mark.parametrize("fused", [False, True])
+def test_training_steps_are_seen(model, fused):
+    """An optimizer's steps, in place, move the next picture, those of fused kernels too, which torch does not count;
+    parameters that are replaced are read anew."""
+    optimizer = torch.optim.Adam(leaves_of(model).values(), lr=1e-3, fused=fused)
+    with torch.no_grad():
+        model.render(CAMERAS[0], PIPE, BLACK)  # what it keeps is out of date after the first step
     target = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2))
     losses = []
     for _ in range(6):
@@ -221,6 +225,22 @@ def test_training_steps_are_seen(model):
     model.color_net = ColorNet()
     result = model.render(CAMERAS[0], PIPE, BLACK)
     assert_trained_alike(trained(model, result), original_trained(model, 0, 1.0))
+
+
+def test_halves_of_box_coord_are_trained(model):
+    """As RAP may keep them, of which the rows are made for each call."""
+    whole, weight = model.box_coord, torch.rand(3, HEIGHT, WIDTH)
+
+    def render() -> Tensor:
+        return (model.render(CAMERAS[1], PIPE, BLACK)["render"] * weight).sum()
+
+    want = torch.autograd.grad(render(), whole)[0]
+    model.box_coord1, model.box_coord2 = (nn.Parameter(whole.detach()[:, rows]) for rows in (2, slice(2)))
+    model.box_coord = None
+    got = torch.autograd.grad(render(), [model.box_coord1, model.box_coord2])
+    assert_same(got[0], want[:, 2])
+    assert_same(got[1], want[:, :2])
+    assert all(x.any() for x in got)
 
 
 def test_batches_are_trained(model):

@@ -341,7 +341,18 @@ TRANSFORM = torch.tensor([[1.0, 0.02, 0.0, 0.05], [-0.02, 1.0, 0.01, 0.0], [0.0,
 
 @pytest.mark.parametrize("harmonics", [False, True])
 @pytest.mark.parametrize(
-    "call", ["plain", "deblurring", "another camera", "scales", "given colours", "stored", "cached", "cached and moved"]
+    "call",
+    [
+        "plain",
+        "deblurring",
+        "another camera",
+        "scales",
+        "given colours",
+        "stored",
+        "stored and moved",
+        "cached",
+        "cached and moved",
+    ],
 )
 def test_gradients_of_every_call_are_those_of_plain_torch(rap, call, harmonics):
     """RAP's arguments with a graph behind the picture: to all that was given, and to viewspace_points."""
@@ -368,6 +379,7 @@ def test_gradients_of_every_call_are_those_of_plain_torch(rap, call, harmonics):
             "scales": fed | {"scaling_modifier": 1.3},
             "given colours": {"override_colors": leaves["colors"], "with_depth": True},
             "stored": fed | {"store_cache": True},
+            "stored and moved": fed | {"store_cache": True, "means_transform": leaves["transform"]},
             "cached": {"use_cache": True},
             "cached and moved": {"use_cache": True, "means_transform": leaves["transform"]},
         }[call]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from rapfast.appearance.net_outputs import NetInputs, net_outputs
 from rapfast.ops._library import RECORD_FIELDS
@@ -85,12 +87,18 @@ class NetColors:
         return torch.where(colors.isfinite(), (colors + 0.5).clamp(min=0), colors)
 
 
-@torch.compiler.disable
-def render_uncompiled(scene: Any, *views: Any, **options: Any) -> Any:
-    """``scene.render`` with a break in a compiler's graph around it: what a network's call on the GPU leaves for its
-    gradients has sizes that no compiler can know. All of the call, since what a break cuts in two is told of closures
-    as they were made, not as they are."""
-    return scene.render(*views, **options)
+def uncompiled_on_gpu(render: Callable[..., Any]) -> Callable[..., Any]:
+    """A scene's ``render`` with a break in a compiler's graph around its calls on a GPU, which look at numbers and
+    addresses that no compiler knows. Around all of a call: what is traced of it, `check_weights` above all, looks at
+    nothing, and what is left would take that for numbers."""
+    uncompiled = torch.compiler.disable(render)
+
+    @wraps(render)
+    def call(scene: Any, *views: Any, **options: Any) -> Any:
+        on_gpu = scene.scene.means.is_cuda and options.get("backend", "rapfast") == "rapfast"
+        return (uncompiled if on_gpu and is_compiling() else render)(scene, *views, **options)
+
+    return call
 
 
 def _images(gaussian_ids: Tensor, image_offsets: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from rapfast import _check as check
 from rapfast import ops
 from rapfast.appearance.color_net import ColorNet
-from rapfast.appearance.color_records import NetColors, render_uncompiled
+from rapfast.appearance.color_records import NetColors, uncompiled_on_gpu
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision
 from rapfast.appearance.net_outputs import NetInputs
 from rapfast.appearance.view_inputs import (
@@ -83,6 +83,7 @@ class EmbeddingScene:
             self.color_net, self.scene.means, self.scene.intrinsic, part="all", output="color", sh_degree=0, half=half
         )
 
+    @uncompiled_on_gpu
     def render(
         self,
         viewmats: Tensor,
@@ -131,11 +132,6 @@ class EmbeddingScene:
         if backend == "rapfast":
             trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
             wanted = trained or wants_gradient(*geometry, viewmats, Ks, backgrounds, embeddings, view_weights)
-            if is_compiling() and scene.means.is_cuda and wanted:
-                return render_uncompiled(
-                    self, viewmats, Ks, width, height, embeddings=embeddings, view_weights=view_weights,
-                    backgrounds=backgrounds, precision=precision, **options,
-                )  # fmt: skip
             half = half_precision(precision, scene.means)
 
             def native() -> tuple[ops.Network, ops.NetworkInput]:
@@ -144,7 +140,7 @@ class EmbeddingScene:
                 return self.prepare(precision).network, given
 
             # On the CPU a compiler can trace the call with a graph, whose stages look at nothing, and that alone.
-            if wanted or (is_compiling() and not scene.means.is_cuda):
+            if wanted or is_compiling():
                 # On the CPU a network that changes at every step is made for the Gaussians that are seen.
                 in_full = not is_compiling() and (not trained or scene.means.is_cuda)
                 inputs = NetInputs(

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from rapfast import _check as check
 from rapfast.appearance.color_net import BLOCKS, ColorNet, Weights
@@ -265,9 +267,9 @@ def _rounded(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
 class PreparedNetworks:
     """Prepared networks of one scene, made at the first call and again where a tensor has changed since.
 
-    A change is a new tensor or one changed in place (torch's version counter). Tensors made under
-    torch.inference_mode have no counter, and a write through `.data` does not move it: such a change goes unseen; call
-    `clear`.
+    A change is a new tensor or one changed in place (torch's version counter, and steps of optimizers: see
+    `_count_step`). Tensors made under torch.inference_mode have no counter, and a write through `.data` does not move
+    it: such a change goes unseen; call `clear`.
     """
 
     def __init__(self) -> None:
@@ -301,6 +303,20 @@ class PreparedNetworks:
             found = [tensor.detach() for tensor in sources], state, prepare(net, means, intrinsic, **form)
             self._kept[key] = found
         return found[2]
+
+
+def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Behind every optimizer's step: its parameters have changed. Fused kernels (``fused=True``, and gsplat's
+    SelectiveAdam) write to them without moving torch's version counter, by which what is out of date is known."""
+    if torch.compiler.is_compiling():  # compiled code counts what it writes to
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def _identity(tensor: Tensor) -> tuple:

@@ -112,7 +112,8 @@ class _Backward:
         self.viewmats, self.Ks, self.view_weights = viewmats.double(), Ks.double(), view_weights
         self.positions = camera_positions(viewmats)
         self.box_coord, self.coord_scale, self.features = box_coord, coord_scale, features
-        self.atlas = _Atlas.of(maps, map_ids, form.half, means) if form.kind == "maps" else None
+        # Where there are no views, there are no maps either.
+        self.atlas = _Atlas.of(maps, map_ids, form.half, means) if form.kind == "maps" and maps else None
         self.v_means, self.v_intrinsic = torch.zeros_like(means), torch.zeros_like(self.intrinsic)
         self.v_box_coord = None if box_coord is None else torch.zeros_like(box_coord)
         self.v_features = None if features is None else torch.zeros_like(features)
@@ -363,6 +364,16 @@ def _sums_of_views(images: Tensor, values: Tensor, n_views: int) -> Tensor:
 _switch = threading.RLock()
 
 
+def callers_tf32() -> tuple[bool, bool]:
+    """Whether convolutions, and products of float32 matrices, may use TF32 on a GPU: as the caller has it, whatever a
+    backward in another thread has meanwhile. What torch had before 2.9 raises where the newer switches were set."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with _switch:
+        if hasattr(matmul, "fp32_precision"):
+            return cudnn.conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32"
+        return cudnn.allow_tf32, matmul.allow_tf32
+
+
 @contextlib.contextmanager
 def _matmuls(device: torch.device, *, in_tf32: bool) -> Iterator[None]:
     """Products of float32 matrices on a GPU with TF32 operands or without, for one thread at a time: the switch is
@@ -376,6 +387,10 @@ def _matmuls(device: torch.device, *, in_tf32: bool) -> Iterator[None]:
         name, value = "allow_tf32", in_tf32
     with _switch:
         before = getattr(matmul, name)
+        if name == "fp32_precision":
+            # What is read may be a wider setting's, which is to go on reaching matmul when it is changed.
+            setattr(matmul, name, "none")
+            before = "none" if getattr(matmul, name) == before else before
         setattr(matmul, name, value)
         try:
             yield

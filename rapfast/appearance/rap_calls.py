@@ -377,7 +377,8 @@ def _references(
     distinct: dict[tuple[Any, ...], int] = {}
     pictures, ids = [], []
     for image in chosen:
-        key = (image.data_ptr(), image.shape, image.stride(), image.dtype, image.device)
+        # Of the same memory one may be trained and another, detached, not.
+        key = (image.data_ptr(), image.shape, image.stride(), image.dtype, image.device, wants_gradient(image))
         if key not in distinct:
             distinct[key] = len(pictures)
             pictures.append(image.to(scene.scene.device))
@@ -428,7 +429,7 @@ def _weights(weights: Any, views: Sequence[View], scene: RapScene) -> Tensor | l
     elif isinstance(weights, Tensor) and weights.dim() == 0:
         weights = weights.expand(len(views))
     numbers = check_weights(weights, len(views), scene.scene.means)
-    return weights if isinstance(weights, Tensor) and weights.requires_grad else numbers
+    return weights if numbers is None or (isinstance(weights, Tensor) and weights.requires_grad) else numbers
 
 
 def _is_trained(value: Any) -> bool:

@@ -97,8 +97,8 @@ def load_tensors(path: PathLike) -> dict[str, Any]:
 
 
 def box_coordinates(attributes: Mapping[str, Any], n: int, source: PathLike) -> Tensor:
-    """[N, 3, 2] float32 of `other_attributes_dict.pth`, from `box_coord`, or from `box_coord1` and `box_coord2`: the
-    [N, 2, 2] one of the two holds rows 0 and 1, the [N, 2] one row 2.
+    """[N, 3, 2] of `other_attributes_dict.pth` or of a live model, from `box_coord`, or from `box_coord1` and
+    `box_coord2`: the [N, 2, 2] one of the two holds rows 0 and 1, the [N, 2] one row 2. Gradients reach them.
 
     Raises:
         ValueError: the entries are missing or of other shapes.
@@ -133,7 +133,7 @@ def _entry(attributes: Mapping[str, Any], name: str, shapes: Iterable[tuple[int,
         raise ValueError(f"{source}: {name} must be a floating-point tensor {wanted}, got a {type(value).__name__}")
     if tuple(value.shape) not in shapes:
         raise ValueError(f"{source}: {name} must be {wanted} as point_cloud.ply says, got {list(value.shape)}")
-    return value.detach().float().contiguous()
+    return value
 
 
 def save_model(

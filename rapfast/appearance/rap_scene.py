@@ -16,7 +16,7 @@ from rapfast import _check as check
 from rapfast import ops, reference
 from rapfast.appearance import rap_files as files
 from rapfast.appearance.color_net import ColorNet
-from rapfast.appearance.color_records import NetColors, render_uncompiled
+from rapfast.appearance.color_records import NetColors, uncompiled_on_gpu
 from rapfast.appearance.feature_map_net import MAP_CHANNELS, FeatureMapNet
 from rapfast.appearance.features import check_like_rap, map_coordinates, sample_features, view_directions
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision, map_pixels
@@ -169,19 +169,19 @@ class RapScene:
         check_map("feature_map", feature_map, self.scene)
         if isinstance(view_weight, Tensor):
             view_weight = view_weight.reshape(-1)
-        (weight,) = check_weights(view_weight, 1, self.scene.means)
+        weights = check_weights(view_weight, 1, self.scene.means)
         if check.flag("rap_compatible", rap_compatible):
             check_like_rap(map_coordinates(self.scene.means, self.box_coord[:, 2], viewmat, K)[1])
         if backend != "rapfast":
             refuse_precision(precision, backend)
-            return self._decode(viewmat, K, feature_map, weights_like(view_weight, [weight], self.scene.means)[0])
+            return self._decode(viewmat, K, feature_map, weights_like(view_weight, weights, self.scene.means)[0])
         half = half_precision(precision, self.scene.means)
         if is_compiling() or self.wants_gradient(viewmat, K, feature_map, view_weight):
-            fed = [feature_map], [0], weight_tensor(view_weight, [weight])
+            fed = [feature_map], [0], weight_tensor(view_weight, weights)
             return self._outputs_of_all(self._net_inputs("decode", viewmat[None], K[None], *fed, half))
         network = self._prepared("decode", "raw", half).network
         views = (viewmat.detach()[None, None].contiguous(), K.detach()[None, None].contiguous())
-        given = self._network_input([feature_map], [0], [weight], half)
+        given = self._network_input([feature_map], [0], weights, half)
         return ops.network_outputs(self.scene.means.detach()[None].contiguous(), *views, network, given)
 
     def prepare(self, precision: str | None = None) -> Prepared:
@@ -197,6 +197,7 @@ class RapScene:
         self._check_parts()
         return self._prepared("all", "sh" if self.puts_out_sh else "color", half_precision(precision, self.scene.means))
 
+    @uncompiled_on_gpu
     def render(
         self,
         viewmats: Tensor,
@@ -294,17 +295,9 @@ class RapScene:
         }  # fmt: skip
 
         if backend == "rapfast":
-            if is_compiling() and scene.means.is_cuda and self.wants_gradient(
-                viewmats, Ks, backgrounds, decoded, feature_maps, view_weights
-            ):  # fmt: skip
-                return render_uncompiled(
-                    self, viewmats, Ks, width, height, feature_maps=feature_maps, decoded=decoded, map_ids=map_ids,
-                    view_weights=view_weights, backgrounds=backgrounds, precision=precision, **options,
-                )  # fmt: skip
             half = half_precision(precision, self.scene.means)
             # On the CPU a compiler can trace the call with a graph, whose stages look at nothing, and that alone.
-            traced = is_compiling() and not scene.means.is_cuda
-            with_graph = traced or self.wants_gradient(viewmats, Ks, backgrounds, decoded, maps, view_weights)
+            with_graph = is_compiling() or self.wants_gradient(viewmats, Ks, backgrounds, decoded, maps, view_weights)
             if decoded is not None and self.puts_out_sh:  # they are the coefficients
                 given = {"colors": decoded.unflatten(-1, (-1, 3)), "sh_degree": self.sh_degree}
                 if with_graph:
@@ -432,7 +425,7 @@ class RapScene:
         weights: Tensor | None, half: bool, decoded: Tensor | None = None,
     ) -> NetInputs:  # fmt: skip
         if decoded is not None:
-            weights = torch.ones(len(viewmats), dtype=torch.float64)
+            maps, ids, weights = [], [], torch.ones(len(viewmats), dtype=torch.float64)
         scene = self.scene
         network = None
         trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())
@@ -505,6 +498,7 @@ def load_rap(model_path: PathLike, iteration: int | None = None) -> RapScene:
     if scene.intrinsic is None:
         raise ValueError(f"{folder / 'point_cloud.ply'}: must have f_intr_0..47 (RAP's layout), it has SH colours")
     box_coord = files.box_coordinates(content[files.OTHER_FILE], len(scene), paths[files.OTHER_FILE])
+    box_coord = box_coord.detach().float().contiguous()
     map_net = FeatureMapNet.from_state_dict(content[files.MAP_FILE], str(paths[files.MAP_FILE])).float()
     color_net = ColorNet.from_state_dict(content[files.COLOR_FILE], str(paths[files.COLOR_FILE])).float()
     extras = {

@@ -63,8 +63,8 @@ def check_map_ids(map_ids: Any, n_maps: int, c: int) -> list[int]:
     return [check.integer(f"map_ids[{i}]", value, 0, n_maps - 1) for i, value in enumerate(map_ids)]
 
 
-def check_weights(weights: Any, c: int, like: Tensor) -> list[float]:
-    """The weight of each of c views; of a tensor under torch.compile nothing."""
+def check_weights(weights: Any, c: int, like: Tensor) -> list[float] | None:
+    """The weight of each of c views; None of a tensor under torch.compile, whose numbers are not known."""
     if weights is None:
         return [1.0] * c
     if isinstance(weights, np.ndarray):
@@ -76,8 +76,8 @@ def check_weights(weights: Any, c: int, like: Tensor) -> list[float]:
             )
         if weights.device not in (like.device, torch.device("cpu")):
             raise ValueError(f"view_weights must be on {like.device} or the CPU, got {check.describe(weights)}")
-        if torch.compiler.is_compiling():  # its numbers are not known; the operator looks at them
-            return []
+        if torch.compiler.is_compiling():  # the operator looks at them
+            return None
         values = weights.tolist()
     elif isinstance(weights, Sequence) and not isinstance(weights, (str, bytes)):
         if len(weights) != c:
@@ -90,14 +90,16 @@ def check_weights(weights: Any, c: int, like: Tensor) -> list[float]:
     return values
 
 
-def weights_like(given: Any, weights: list[float], like: Tensor) -> Tensor:
+def weights_like(given: Any, weights: list[float] | None, like: Tensor) -> Tensor:
     """The weights as a tensor; the given one where it is one, for its gradient."""
-    return given.to(like) if isinstance(given, Tensor) else like.new_tensor(weights)
+    return weight_tensor(given, weights).to(like)
 
 
-def weight_tensor(given: Any, weights: list[float]) -> Tensor:
+def weight_tensor(given: Any, weights: list[float] | None) -> Tensor:
     """The weights as `NetInputs` takes them: the given tensor, or float64 on the CPU."""
-    return given if isinstance(given, Tensor) else torch.tensor(weights, dtype=torch.float64)
+    if isinstance(given, (Tensor, np.ndarray)):
+        return torch.as_tensor(given)
+    return torch.tensor(weights, dtype=torch.float64)
 
 
 def wants_gradient(*values: Any) -> bool:

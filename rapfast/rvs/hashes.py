@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rapfast import _version, info
 from rapfast._native import _C
 from rapfast.appearance import RapScene
+from rapfast.appearance.net_outputs_bwd import callers_tf32
 
 SIZE = 16  # bytes: two of 2^32 different inputs share a fingerprint with a chance of 3e-20
 
@@ -77,7 +78,8 @@ def software(device: torch.device) -> dict[str, str | int]:
         found["cuda"] = str(torch.version.cuda)
         found["cudnn"] = str(torch.backends.cudnn.version())
         found["device"] = torch.cuda.get_device_name(device)
-        found["tf32"] = int(torch.backends.cudnn.allow_tf32) + 2 * int(torch.backends.cuda.matmul.allow_tf32)
+        convolutions, products = callers_tf32()
+        found["tf32"] = int(convolutions) + 2 * int(products)
     else:
         found["device"] = info.cpu_name()
         found["threads"] = torch.get_num_threads()

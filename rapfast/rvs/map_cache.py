@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rapfast import _check as check
 from rapfast.appearance import RapScene
+from rapfast.appearance.net_outputs_bwd import callers_tf32
 from rapfast.io.atomic import atomic_write
 from rapfast.io.files import PathLike
 from rapfast.profiling import section
@@ -214,7 +215,7 @@ class FeatureMapCache:
         if self._modules is None or self._modules[0] is not net:
             self._modules = net, list(net.modules())
         weights = [w for module in self._modules[1] for w in module._parameters.values() if w is not None]
-        backends = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_num_threads()
+        backends = *callers_tf32(), torch.get_num_threads()
         state = (*backends, [w.data_ptr() for w in weights], [-1 if w.is_inference() else w._version for w in weights])
         if self._maker is None or self._maker[0] != state:
             if self._maker is not None:
