@@ -226,8 +226,9 @@ def test_every_gradient_is_that_of_plain_torch(form: Form, feed: str) -> None:
             leaves = {name: x for name, x in leaves.items() if not name.startswith("color_decoder")}
         v = torch.randn(got.shape, generator=g.manual_seed(8), dtype=torch.float64).to(got)
         results.append({name: x for name, x in gradients(leaves, (got * v).sum()).items() if x.any()})
-    tolerance = 1e-11 if form.dtype == torch.float64 else 3e-2 if form.half else 1e-4
-    assert float((got.cpu().double() - want).detach().abs().max()) < 5 * tolerance
+    tolerance = 1e-11 if form.dtype == torch.float64 else 5e-3 if form.half else 1e-4
+    furthest = float((got.cpu().double() - want).detach().abs().max())
+    assert furthest < (0.15 if form.half else 5 * tolerance)
     assert_close(results[1], results[0], tolerance, form.half)
 
 

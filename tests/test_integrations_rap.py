@@ -264,12 +264,20 @@ def test_batches_are_trained(model):
         model.render_batch(CAMERAS, PIPE, BLACK, view_weights=[1.0, 2.0])
 
 
+@pytest.fixture
+def smooth_activations(monkeypatch):
+    """In the feature-map network, whose 34 x 33 pixels under a norm of their own leave some ReLU so near zero that a
+    change of the weights by 1e-7 opens it, and a gradient by 4 %. Without them 1e-6 changes gradients by 4e-5."""
+    monkeypatch.setattr(torch, "relu", nn.functional.softplus)
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: nn.functional.softplus(x))
+
+
 @pytest.mark.cuda
-def test_training_on_the_gpu_is_the_cpus(model_class, map_net):
+def test_training_on_the_gpu_is_the_cpus(model_class, map_net, smooth_activations):
     """In full precision; in half precision nearly so."""
     cpu = install(model_class)(map_net)
     want = trained(cpu, cpu.render(CAMERAS[1], PIPE, BLACK))
-    for precision, tolerance in (("fp32", 1e-2), ("fp16", 1e-1)):
+    for precision, tolerance in (("fp32", 1e-3), ("fp16", 5e-2)):
         install(model_class, precision=precision)
         gpu = model_class(copy.deepcopy(map_net).cuda())
         for name, value in vars(gpu).items():
