@@ -189,7 +189,7 @@ class BackwardPlan {
     const int32_t* radii() const { return part<int32_t>(plan_.layout_.radii); }
     const int32_t* gaussian_ids() const { return part<int32_t>(plan_.layout_.gaussian_ids); }
     const int64_t* image_offsets() const { return part<int64_t>(plan_.layout_.image_offsets); }
-    Means2dLayout means2d() const { return {plan_.sizes_.n_gaussians, gaussian_ids(), places_}; }
+    Means2dLayout means2d() const { return {plan_.sizes_.n_gaussians, gaussian_ids(), places_, radii()}; }
     SeenBy seen() const {
       const RenderSizes& s = plan_.sizes_;
       return {s.n_scenes, s.n_cameras, s.n_gaussians, part<DeviceView>(plan_.layout_.views),

@@ -21,6 +21,7 @@ struct Means2dLayout {
   int64_t n_gaussians;
   const int32_t* gaussian_ids;  // [M]
   const int32_t* places;        // [M] -1 for the dead ones; null: dense
+  const int32_t* radii;         // [M, 2] 0 for the dead ones
 };
 
 // The means of visible records as a tensor: dense [I, N, 2], zero at first, or packed [n_visible, 2] with the

@@ -45,13 +45,14 @@ __device__ __forceinline__ Record<float> record_gradient(const RecordGradients& 
     if (from.depth_column >= 0) v.depth = __ldg(from.rows + m * from.stride + from.depth_column);
   }
   if (from.v_means2d != nullptr) {
-    const int64_t at =
-        from.layout.places != nullptr ? int64_t(from.layout.places[m]) : image * from.layout.n_gaussians + gaussian;
-    if (at >= 0) {
-      const float2 xy = __ldg(reinterpret_cast<const float2*>(from.v_means2d) + at);
-      v.x = xy.x;
-      v.y = xy.y;
-    }
+    // A dead record's mean is of nobody's graph, but the dense means2d has room for it, where a caller may have put a
+    // gradient. Both loads are on their way at once there.
+    const bool dense = from.layout.places == nullptr;
+    const int64_t at = dense ? image * from.layout.n_gaussians + gaussian : int64_t(from.layout.places[m]);
+    const bool alive = dense ? __ldg(from.layout.radii + 2 * m) > 0 : at >= 0;
+    const float2 xy = dense || alive ? __ldg(reinterpret_cast<const float2*>(from.v_means2d) + at) : float2{0.f, 0.f};
+    v.x = alive ? xy.x : 0.f;
+    v.y = alive ? xy.y : 0.f;
   }
   if (from.v_records != nullptr) {
     const Record<float> more = from.v_records[m];
