@@ -30,16 +30,20 @@ class Evidence:
         self.runs = [run for run, name in zip(self.runs, names, strict=True) if name == names[0]]
 
     def records(self, direction: str, claim: str | None = None) -> dict[Key, dict[str, Any]]:
-        """Of the newest run that has any of a direction ("fwd", "rap-loop", "transfer", "claim", "augment")."""
+        """Of the newest run that has any of a direction ("rap-loop", "transfer", "claim", "augment"); of "fwd" each
+        case and batch from the newest run that has it."""
+        records: dict[Key, dict[str, Any]] = {}
         for run in reversed(self.runs):
-            found = {
+            known = {(case, batch) for case, _, batch in records}
+            records |= {
                 (info["case"], info["backend"], info["batch"]): info
                 for info in (benchmark["extra_info"] for benchmark in run["benchmarks"])
                 if info.get("direction") == direction and info.get("claim") == claim
+                if (info["case"], info["batch"]) not in known
             }
-            if found:
-                return found
-        return {}
+            if records and direction != "fwd":
+                break
+        return records
 
     def times(self, claim: str) -> dict[Key, float]:
         """Milliseconds of a unit."""

@@ -183,9 +183,7 @@ def backward_floors(w: Work) -> dict[str, Floor]:
         found["given_bwd"] = Floor("color", 4 * stride * w.records + 4 * words + 4 * d * rows_out, d * w.visible)
     # Conic, opacity and mean's gradient of each record in; parameters of what is seen in, once for all views; their
     # gradients out. Of the projection's 120 operations each again, and about two to go back.
-    found["project_bwd"] = Floor(
-        "project", 24 * w.records + 4 * words + 44 * w.seen + 44 * rows_out, 360 * w.visible
-    )
+    found["project_bwd"] = Floor("project", 24 * w.records + 4 * words + 44 * w.seen + 44 * rows_out, 360 * w.visible)
     return found
 
 

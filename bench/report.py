@@ -1,9 +1,11 @@
 """Makes the tables and plots of the documentation from the runs committed under bench/results/.
 
     python bench/report.py save bench_out/run.json    keeps a run as bench/results/<machine>-<date>.json
+    python bench/report.py save a.json b.json         keeps the parts of a suite that was run in several, as one
     python bench/report.py                            docs/benchmarks.md, docs/performance.md, the README's table, plots
 
-Every ratio compares two records of one run. Of each machine the newest run counts.
+Every ratio compares two records of one run. Of each machine the newest run counts; cases and batches of the rasterizer
+that it did not measure are those of the newest that did, and marked.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # for the package of this file
 
+from bench.cases import FULL  # noqa: E402
 from bench.report_backward import backward_floors, backward_readme, backward_section  # noqa: E402
 from bench.report_runs import (  # noqa: E402
     ReportError,
@@ -66,7 +69,7 @@ def forward_table(run: Run) -> str:
     for case in _gpu_cases(run):
         for batch in run.batches(case):
             known = next(info for (c, _, b), info in run.records.items() if (c, b) == (case, batch))
-            row = [case, str(batch), number(100 * known["visible_share"], 2, " %")]
+            row = [case + run.mark(case, batch), str(batch), number(100 * known["visible_share"], 2, " %")]
             row += [number(known["intersections_per_view"] / 1e6, 3, " M")]
             row += [number(run.get(case, name, batch, "ms_per_view")) for name in (*others, "rapfast")]
             peak = run.get(case, "rapfast", batch, "peak_mib")
@@ -82,7 +85,10 @@ def stage_table(run: Run) -> str | None:
     if not known:
         return None
     names = list(dict.fromkeys([*STAGES, *(name for stages in known.values() for name in stages)]))
-    rows = [[case, str(batch), *(number(s.get(name)) for name in names)] for (case, _, batch), s in known.items()]
+    rows = [
+        [case + run.mark(case, batch), str(batch), *(number(s.get(name)) for name in names)]
+        for (case, _, batch), s in known.items()
+    ]
     return table(["case", "batch", *names], rows)
 
 
@@ -92,7 +98,9 @@ def cpu_sentence(run: Run) -> str | None:
     if ours is None:
         return None
     threads = run.get(CPU_CASE, "rapfast", 1, "threads")
-    text = f"On the CPU ({run.machine['cpu']['name']}, {threads} threads), room of 200 k at 427x240, one view: "
+    earlier = run.earlier.get((CPU_CASE, 1))
+    where = f"{run.machine['cpu']['name']}, {threads} threads{'' if earlier is None else f'; {earlier}'}"
+    text = f"On the CPU ({where}), room of 200 k at 427x240, one view: "
     text += f"{number(ours)} ms (bar {CPU_BAR_MS:.0f} ms: {'met' if ours <= CPU_BAR_MS else 'missed'})"
     if theirs is not None:
         ratio = theirs / ours
@@ -127,7 +135,13 @@ def floors_summary(run: Run) -> str | None:
         w = Work(**info["work"])
         floor, us, steps = total_us(w), 1e3 * info["ms_per_view"], info.get("steps")
         counts = (w.records, w.visible, w.intersections, w.walked, w.cells / 16, w.drawn / 256)
-        row = [case, str(w.views), *(number(n) for n in counts), number(floor), number(cub_sorts_us(w))]
+        row = [
+            case + run.mark(case, info["batch"]),
+            str(w.views),
+            *(number(n) for n in counts),
+            number(floor),
+            number(cub_sorts_us(w)),
+        ]
         row.append(number(launch_us(w, info["launches"]) if info.get("launches") else None))
         idle = info.get("gpu_idle")
         row.append("–" if idle is None else f"{100 * idle:.1f} %")
@@ -173,12 +187,14 @@ def floors_section(runs: list[Run]) -> str | None:
         counted = _counted(run) if run.machine.get("gpu") else {}
         if not counted:
             continue
-        parts = [f"{provenance(run)}.", floors_summary(run)]
+        parts = [f"{provenance(run)}.{f' Of earlier runs: {run.earlier_runs()}.' if run.earlier else ''}"]
+        parts.append(floors_summary(run))
         outdoors = "garden-" if any(case.startswith("garden-") for case in counted) else "outdoor-"
         for case, info in counted.items():
             size = info["width"], info["height"]
             if case.startswith(outdoors) or (case.startswith("room-") and size == (854, 480)):
-                parts += [f"### {case}, batch of {info['batch']}", floors_table(info)]
+                batch = info["batch"]
+                parts += [f"### {case}, batch of {batch}{run.mark(case, batch)}", floors_table(info)]
         parts += next(filter(None, (backward_floors(run) for run in runs if run.machine.get("gpu"))), [])
         return "\n\n".join(parts)
     return None
@@ -402,6 +418,8 @@ def _forward_section(run: Run, plots: dict[str, str]) -> list[str]:
         parts.append("The reduced cases: small scenes for a machine without a GPU.")
     if _gpu_cases(run):
         parts.append(forward_table(run))
+        if run.earlier:
+            parts.append(f"Measured in earlier runs alone: {run.earlier_runs()}.")
     stages = stage_table(run)
     if stages:
         parts += ["rapfast's stages, milliseconds per view:", stages]
@@ -429,28 +447,28 @@ def readme_table(runs: list[Run]) -> str:
 
 def claimed_ratios(run: Run) -> list[tuple[str, float]]:
     """(case, gsplat's time over rapfast's) of each row of the README's table."""
-    found = []
-    for case in _gpu_cases(run):
-        batches = run.batches(case)
-        # what is compared is one batch; a case that was measured in it alone is left to the docs
-        ratio = run.ratio(case, README_BATCH, "gsplat")
-        if len(batches) > 1 and ratio is not None:
-            found.append((case, ratio))
-    return found
+    # Cases of one batch vary one thing of another case: they are left to the docs.
+    whole = {case.name for case in FULL if len(case.batches) > 1}
+    ratios = {case: run.ratio(case, README_BATCH, "gsplat") for case in _gpu_cases(run) if case in whole}
+    return [(case, ratio) for case, ratio in ratios.items() if ratio is not None]
 
 
 def _readme_forward(run: Run) -> list[str]:
     """The rasterizer, in one batch."""
     rows = []
     for case, ratio in claimed_ratios(run):
-        row = [case] + [number(run.get(case, name, README_BATCH, "ms_per_view")) for name in ("gsplat", "rapfast")]
+        row = [case + run.mark(case, README_BATCH)]
+        row += [number(run.get(case, name, README_BATCH, "ms_per_view")) for name in ("gsplat", "rapfast")]
         rows.append([*row, number(ratio, 3)])
     if not rows:
         return []
     version = run.machine["versions"].get("gsplat")
     theirs = f"gsplat {version}" if version else "gsplat"
     lines = table([f"ms per view, batch of {README_BATCH}", theirs, "rapfast", "times faster"], rows)
-    return [lines, f"{provenance(run)}. Both were measured in one run, after their pixels were compared."]
+    text = f"{provenance(run)}. Both were measured in one run, after their pixels were compared."
+    if any(run.mark(case, README_BATCH) for case, _ in claimed_ratios(run)):
+        text += f" Of earlier runs: {run.earlier_runs()}."
+    return [lines, text]
 
 
 def _readme_appearance(run: Run) -> list[str]:
@@ -490,16 +508,44 @@ def replace_between(path: Path, markers: tuple[str, str], content: str) -> None:
     atomic_write(path, f"{head}{begin}\n\n{content}\n\n{end}{tail}".encode())
 
 
-def save(source: Path, results: Path) -> Path:
-    """Copies a run to <machine>-<date>.json under ``results``, with -2, -3 ... where that day has one already."""
+def _joined(sources: list[Path]) -> dict[str, Any]:
+    """Runs of parts of the suite as one. What two of them measured comes from the first, with all that is compared with
+    it there: ratios compare records of one process. `parts` tells how many came from which.
+
+    Raises:
+        ReportError: they are of different machines, versions or commits.
+    """
+    runs = [json.loads(source.read_text(encoding="utf-8")) for source in sources]
+    for source, run in zip(sources[1:], runs[1:], strict=True):
+        for what, name in (("machine_info", "machine or versions"), ("commit_info", "commit")):
+            if run[what] != runs[0][what]:
+                raise ReportError(f"{source} is of another {name} than {sources[0]}: save it as a run of its own")
+    benchmarks, parts = [], []
+    for source, run in zip(sources, runs, strict=True):
+        known = {b["fullname"] for b in benchmarks}
+        again = {_compared(b) for b in run["benchmarks"] if b["fullname"] in known}
+        kept = [b for b in run["benchmarks"] if _compared(b) not in again]
+        benchmarks += kept
+        parts.append({"file": source.name, "datetime": run["datetime"], "benchmarks": len(kept)})
+    return runs[-1] | {"benchmarks": benchmarks, "datetime": max(run["datetime"] for run in runs), "parts": parts}
+
+
+def _compared(benchmark: dict[str, Any]) -> tuple[str, str, int]:
+    info = benchmark["extra_info"]
+    return info["direction"], info["case"], info["batch"]
+
+
+def save(sources: list[Path], results: Path) -> Path:
+    """Copies a run to <machine>-<date>.json under ``results``, with -2, -3 ... where that day has one already; several
+    runs as the parts of one."""
     from rapfast.io.atomic import atomic_write
 
-    run = read_run(source)
+    run = [read_run(source) for source in sources][-1]
     n, target = 1, results / f"{run.slug}-{run.time[:10]}.json"
     while target.exists():
         n += 1
         target = results / f"{run.slug}-{run.time[:10]}-{n}.json"
-    data = json.loads(source.read_text(encoding="utf-8"))
+    data = _joined(sources) if len(sources) > 1 else json.loads(sources[0].read_text(encoding="utf-8"))
     atomic_write(target, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
     return target
 
@@ -569,11 +615,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-plots", action="store_true", help="tables alone")
     commands = parser.add_subparsers(dest="command")
     saving = commands.add_parser("save", help="keep a run under bench/results/")
-    saving.add_argument("run", type=Path, nargs="?", help="default: the newest of bench_out/")
+    saving.add_argument("runs", type=Path, nargs="*", help="parts of one; default: the newest of bench_out/")
     options = parser.parse_args(arguments)
     try:
         if options.command == "save":
-            print(save(options.run or _newest_output(), options.root / "bench" / "results"))
+            print(save(options.runs or [_newest_output()], options.root / "bench" / "results"))
             return 0
         problems = write(options.root, with_plots=not options.no_plots)
     except (ReportError, OSError) as error:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.cases import FULL
+
 BACKWARD_DIRECTIONS = ("bwd", "bwd-scene")
 """Gradients of every parameter and of the viewmats; of the parameters alone."""
 
@@ -28,6 +30,8 @@ class Run(NamedTuple):
     # by direction, "bwd" and "bwd-scene", then as `records`
     backward: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
     augment: dict[tuple[str, str, int], dict[str, Any]] = {}  # by (case, mode, sets), direction "augment"
+    # Of records that an earlier run of the machine left, whose they are: by (case, batch).
+    earlier: dict[tuple[str, int], str] = {}
 
     @property
     def device_name(self) -> str:
@@ -48,6 +52,16 @@ class Run(NamedTuple):
         """How many times more ``over`` takes than rapfast."""
         theirs, ours = self.get(case, over, batch, field), self.get(case, "rapfast", batch, field)
         return theirs / ours if theirs and ours else None
+
+    def mark(self, case: str, batch: int) -> str:
+        """Of an earlier run's rows: a number behind the name, which `earlier_runs` explains."""
+        whose = self.earlier.get((case, batch))
+        return "" if whose is None else f" [{list(dict.fromkeys(self.earlier.values())).index(whose) + 1}]"
+
+    def earlier_runs(self) -> str:
+        """What the numbers of `mark` mean, in a line; empty where there are none."""
+        names = dict.fromkeys(self.earlier.values())
+        return "; ".join(f"[{i}] {name}" for i, name in enumerate(names, 1))
 
     def cases(self) -> list[str]:
         return list(dict.fromkeys(case for case, _, _ in self.records))
@@ -88,11 +102,30 @@ PARTS = ("records", "backward", "appearance", "transfers", "augment")
 """Fields of a `Run`: what a run may be of alone."""
 
 
+def _completed(newest: Run, all_runs: list[Run]) -> Run:
+    """With what earlier runs of the machine measured of cases and batches that the newest did not: each of them whole
+    from one run, since ratios compare records of one."""
+    records, earlier = dict(newest.records), {}
+    same = [
+        run for run in all_runs if run.slug == newest.slug and run.machine.get("scale") == newest.machine.get("scale")
+    ]
+    for run in sorted(same, key=lambda run: run.time, reverse=True):
+        known = {(case, batch) for case, _, batch in records}
+        for (case, backend, batch), info in run.records.items() if run.time < newest.time else ():
+            if (case, batch) not in known:
+                records[case, backend, batch] = info
+                earlier[case, batch] = f"rapfast {run.commit['id'][:10]}, {run.time[:10]}"
+    places = {case.name: i for i, case in enumerate(FULL)}
+    in_order = sorted(records.items(), key=lambda item: (places.get(item[0][0], len(places)), item[0][2]))
+    return newest._replace(records=dict(in_order), earlier=earlier)
+
+
 def newest_runs(results: Path) -> list[Run]:
-    """The newest run of each machine, GPUs first; where the newest holds only some of `PARTS`, the newest of each."""
+    """The newest run of each machine, GPUs first; where the newest holds only some of `PARTS`, the newest of each, and
+    where it holds only some cases of the rasterizer, the others as they were measured last (`Run.earlier`)."""
     newest: dict[tuple[str, str], Run] = {}
-    for path in sorted(results.glob("*.json")):
-        run = read_run(path)
+    all_runs = [read_run(path) for path in sorted(results.glob("*.json"))]
+    for run in all_runs:
         for part in PARTS:
             key = run.slug, part
             if getattr(run, part) and (key not in newest or run.time > newest[key].time):
@@ -103,6 +136,7 @@ def newest_runs(results: Path) -> list[Run]:
     for (_, part), run in newest.items():
         chosen.setdefault(id(run), (run, set()))[1].add(part)
     runs = [run._replace(**{part: {} for part in PARTS if part not in parts}) for run, parts in chosen.values()]
+    runs = [_completed(run, all_runs) if run.records else run for run in runs]
     order = {part: i for i, part in enumerate(PARTS)}
     first_part = {id(run): min(order[part] for part in PARTS if getattr(run, part)) for run in runs}
     return sorted(runs, key=lambda run: (run.machine.get("gpu") is None, run.slug, first_part[id(run)]))

@@ -30,9 +30,7 @@ def device(pytestconfig: pytest.Config) -> str:
 @pytest.mark.parametrize("n", [1, 3, 10])
 @pytest.mark.parametrize("mode", ["batch", "subprocess", "job", "job-refiner"])
 @pytest.mark.benchmark(group="augment")
-def test_augment(
-    benchmark: Any, mode: str, n: int, device: str, scale: str, max_rounds: int, tmp_path: Path
-) -> None:
+def test_augment(benchmark: Any, mode: str, n: int, device: str, scale: str, max_rounds: int, tmp_path: Path) -> None:
     assert mode in MODES
     case = CASES[scale]
     if n not in case.sets:

@@ -108,9 +108,10 @@ def test_planes_are_the_same_film_as_pixels(tmp_path):
     one, other = read_film(tmp_path / "pixels.mp4"), read_film(tmp_path / "planes.mp4")
     for a, b, c in zip(one, other, colours, strict=True):
         assert np.abs(a.astype(int) - b).max() <= 2 and np.abs(b - 255 * c.numpy()).max() <= 4
-    with pytest.raises(ValueError, match=r"planes must be uint8 \[48,32\], got uint8 \[32, 32\]"), VideoWriter(
-        tmp_path / "x.mp4", 32, 32
-    ) as film:
+    with (
+        pytest.raises(ValueError, match=r"planes must be uint8 \[48,32\], got uint8 \[32, 32\]"),
+        VideoWriter(tmp_path / "x.mp4", 32, 32) as film,
+    ):
         film.add_yuv(np.zeros((32, 32), np.uint8))
 
 
