@@ -10,18 +10,11 @@ from torch import Tensor
 
 from rapfast import _check as check
 from rapfast import ops
+from rapfast._call import refuse_gradients, render_call, require_cuda
+from rapfast._call_arguments import Inputs, check_inputs, check_postprocess, check_settings
 from rapfast.ops._library import aligned, current_stream
 from rapfast.ops.render import MAX_INDEX, Memory
 from rapfast.postprocess import PostProcess
-from rapfast.rasterization import (
-    _check_inputs,
-    _check_postprocess,
-    _check_settings,
-    _Inputs,
-    _rapfast,
-    refuse_gradients,
-    require_cuda,
-)
 from rapfast.scene import Scene
 
 
@@ -95,7 +88,7 @@ class Renderer:
         else:
             degree = None
             check.tensor_like("colors", colors, [(len(scene), "D")], scene.means, "the scene")
-        self._settings = _check_settings(
+        self._settings = check_settings(
             width, height, near_plane, far_plane, radius_clip, eps2d, degree, render_mode, rasterize_mode, camera_model,
             alpha_cap,
         )  # fmt: skip
@@ -104,11 +97,11 @@ class Renderer:
             self._cameras = [
                 torch.zeros((self.max_views, n, n), dtype=scene.means.dtype, device=scene.means.device) for n in (4, 3)
             ]
-        inputs = _check_inputs(
+        inputs = check_inputs(
             scene.means, scene.quats, scene.scales, None, scene.opacities, colors, *self._cameras, backgrounds,
             self._settings,
         )  # fmt: skip
-        _check_postprocess(postprocess, colors.shape[-1], self._settings)
+        check_postprocess(postprocess, colors.shape[-1], self._settings)
         self._postprocess = postprocess
         self._given = inputs
         self._inputs = inputs
@@ -116,7 +109,7 @@ class Renderer:
         if self._on_gpu:
             require_cuda(scene.means)
             ready = [None if t is None else aligned(t.detach().contiguous()) for t in inputs]
-            self._inputs = _Inputs(*ready)
+            self._inputs = Inputs(*ready)
         self._memory: Memory | None = None
         self._capacity: tuple[int, int] | None = None
         self._graphs: dict[int, _Graph] = {}
@@ -188,7 +181,7 @@ class Renderer:
             return graph.images, graph.alphas
         inputs = self._check_call(viewmats, Ks)
         if not self._on_gpu:
-            return _rapfast(inputs, self._settings, True, self._postprocess)[:2]
+            return render_call(inputs, self._settings, True, self._postprocess)[:2]
         self._require_room("render")
         if not capturing:
             self._wait_for_last_call()
@@ -262,7 +255,7 @@ class Renderer:
             refuse_gradients(self._given._replace(viewmats=viewmats, Ks=Ks))
         return graph
 
-    def _check_call(self, viewmats: Any, Ks: Any) -> _Inputs:
+    def _check_call(self, viewmats: Any, Ks: Any) -> Inputs:
         """The inputs of one call, once they are known to be right."""
         means = self._inputs.means
         viewmats = check.tensor_like("viewmats", viewmats, [("C", 4, 4)], means, "the scene")
@@ -274,13 +267,13 @@ class Renderer:
             refuse_gradients(self._given._replace(viewmats=viewmats, Ks=Ks))
         return self._at(viewmats, Ks)
 
-    def _at(self, viewmats: Tensor, Ks: Tensor) -> _Inputs:
+    def _at(self, viewmats: Tensor, Ks: Tensor) -> Inputs:
         backgrounds = self._inputs.backgrounds
         if backgrounds is not None:
             backgrounds = backgrounds[: len(viewmats)]
         return self._inputs._replace(viewmats=viewmats.contiguous(), Ks=Ks.contiguous(), backgrounds=backgrounds)
 
-    def _arguments(self, inputs: _Inputs) -> tuple[Any, ...]:
+    def _arguments(self, inputs: Inputs) -> tuple[Any, ...]:
         return *inputs, self._settings.width, self._settings.height
 
     def _options(self) -> dict[str, Any]:
@@ -291,7 +284,7 @@ class Renderer:
             "render_mode": s.render_mode, "alpha_cap": s.alpha_cap, "postprocess": self._postprocess,
         }  # fmt: skip
 
-    def _draw(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    def _draw(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         rendered = ops.render(
             *self._arguments(inputs), **self._options(), capacities=self._capacity, memory=self._memory
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,11 +14,9 @@ from network_scenes import CPU32, color_net, embedding_scene, make_appearance, r
 from scenes import HEIGHT, WIDTH, assert_same, covariances, make_scene
 from torch import Tensor
 
-from rapfast import PostProcess, rasterization
+from rapfast import PostProcess, _call, rasterization
 from rapfast.ops import split
 from rapfast.ops.project import Records
-
-rasterization_module = sys.modules["rapfast.rasterization"]  # of that name the package has the function
 
 
 @pytest.fixture
@@ -387,7 +384,7 @@ def test_one_view_is_drawn_in_bands(mode, background, monkeypatch):
     call = partial(call, postprocess=PostProcess(size=(100, 77)))
     want = call()
     rows: list[tuple[int, int]] = []
-    render = rasterization_module.ops.render
+    render = _call.ops.render
 
     def noted(*arguments: Any, **options: Any) -> Any:
         rendered = render(*arguments, **options)
@@ -395,7 +392,7 @@ def test_one_view_is_drawn_in_bands(mode, background, monkeypatch):
             rows.append(options["tile_rows"])
         return rendered
 
-    monkeypatch.setattr(rasterization_module.ops, "render", noted)
+    monkeypatch.setattr(_call.ops, "render", noted)
     least = least_memory(call)
     del rows[:]
     assert_same_call(call(max_memory=least), want)
@@ -409,7 +406,7 @@ def test_large_batches_are_split_by_default(groups, monkeypatch):
     call = large_call(c=24)
     want = call()
     assert not groups
-    monkeypatch.setattr(rasterization_module, "_COMFORTABLE", 1 << 20)
+    monkeypatch.setattr(_call, "_COMFORTABLE", 1 << 20)
     got = call()
     assert groups == [8] * 3
     assert_same_call(got, want)
@@ -428,7 +425,7 @@ def test_large_batches_are_split_by_default(groups, monkeypatch):
 @pytest.mark.cuda
 def test_meta_of_a_split_call_does_not_hold_its_images(monkeypatch):
     call = large_call(c=24)
-    monkeypatch.setattr(rasterization_module, "_COMFORTABLE", 1 << 20)
+    monkeypatch.setattr(_call, "_COMFORTABLE", 1 << 20)
     call()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

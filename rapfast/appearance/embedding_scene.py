@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 
 from rapfast import _check as check
 from rapfast import ops
+from rapfast._call_arguments import BACKENDS, RENDER_MODES
 from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.color_records import NetColors, uncompiled_on_gpu
 from rapfast.appearance.fused import Prepared, PreparedNetworks, half_precision
@@ -25,7 +26,7 @@ from rapfast.appearance.view_inputs import (
 )
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
-from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_colored, rasterize_network
+from rapfast.rasterization import rasterization, rasterize_colored, rasterize_network
 from rapfast.scene import Scene
 
 

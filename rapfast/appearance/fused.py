@@ -20,11 +20,11 @@ from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from rapfast import _check as check
+from rapfast._call import require_cuda
 from rapfast.appearance.color_net import BLOCKS, ColorNet, Weights
 from rapfast.appearance.features import positional_encoding
 from rapfast.ops._library import aligned
 from rapfast.ops.color_net import BLOCK, MAX_LAYERS, MAX_WIDTH, Layer, Network
-from rapfast.rasterization import require_cuda
 
 PRECISIONS = ("fp16", "fp32")
 

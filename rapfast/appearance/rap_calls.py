@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rapfast import _check as check
+from rapfast._call_arguments import BACKENDS
 from rapfast.appearance.features import check_like_rap, map_coordinates, view_directions
 from rapfast.appearance.fused import half_precision
 from rapfast.appearance.rap_cameras import View, read_camera, read_cameras, reference_image
@@ -39,7 +40,7 @@ from rapfast.appearance.view_inputs import (
 )
 from rapfast.cameras import Cameras
 from rapfast.meta import _LAZY, Meta
-from rapfast.rasterization import BACKENDS, rasterization, rasterize_colored
+from rapfast.rasterization import rasterization, rasterize_colored
 
 WEIGHT_ATTRIBUTE = "colornet_inter_weight"
 """RAP's name of the view weight: looked up on a camera, then on the scene."""

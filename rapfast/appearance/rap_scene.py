@@ -14,6 +14,7 @@ from torch.compiler import is_compiling
 
 from rapfast import _check as check
 from rapfast import ops, reference
+from rapfast._call_arguments import BACKENDS, RENDER_MODES
 from rapfast.appearance import rap_files as files
 from rapfast.appearance.color_net import ColorNet
 from rapfast.appearance.color_records import NetColors, uncompiled_on_gpu
@@ -36,7 +37,7 @@ from rapfast.io.ply import load_ply
 from rapfast.meta import Meta
 from rapfast.postprocess import PostProcess
 from rapfast.profiling import section
-from rapfast.rasterization import BACKENDS, RENDER_MODES, rasterization, rasterize_colored, rasterize_network
+from rapfast.rasterization import rasterization, rasterize_colored, rasterize_network
 from rapfast.scene import SH_DEGREE_OF_COUNT, Scene
 
 REFUSED = ("use_decode_with_pos", "use_okmap")
