@@ -166,6 +166,8 @@ def main() -> None:
     for name, full, quick, _ in SIZES:
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else full)
+        if getattr(options, name) <= 0:
+            parser.error(f"--{name} must be positive, got {getattr(options, name)}")
 
     try:
         check_writable(options.out)

@@ -103,6 +103,14 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+def as_tensor(value: object) -> Tensor:
+    """As torch.as_tensor: numbers into the host's memory and tensors where they are, whatever torch's default device.
+
+    Raises: what torch.as_tensor raises where they are no numbers.
+    """
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def choice(name: str, value: object, options: Sequence[str]) -> str:
     """One of a few words."""
     if value not in options:

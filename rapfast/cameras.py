@@ -214,7 +214,7 @@ class Cameras:
     def resize(self, width: int, height: int) -> Cameras:
         """The same views at another image size; the intrinsics are scaled (exact, as pixels begin at 0)."""
         width, height = _side("width", width), _side("height", height)
-        factor = torch.tensor([width / self.width, height / self.height, 1.0], dtype=torch.float64)
+        factor = torch.tensor([width / self.width, height / self.height, 1.0], dtype=torch.float64, device="cpu")
         Ks = (self.Ks.double() * factor.to(self.Ks.device)[None, :, None]).to(self.Ks.dtype)
         return Cameras(self.viewmats, Ks, width, height, self.names, self.indices)
 

@@ -82,7 +82,8 @@ def rasterization(
             gsplat; below 1/255 nothing is drawn.
         colors: with ``sh_degree`` None colours of any number D of channels, else spherical-harmonic
             coefficients, K >= (sh_degree + 1)^2, in INRIA's order; shared by the cameras or one set for each. Those of
-            one scene given to all by ``expand`` are read where they are; any other tensor is made contiguous.
+            one scene given to all by ``expand`` are read where they are (copied for each scene where a gradient is
+            wanted); any other tensor is made contiguous.
         viewmats: world to camera, OpenCV axes (x right, y down, z forward).
         Ks: intrinsics in pixels; pixel centres lie at +0.5. Skew is not used.
         width, height: of the images, pixels.

@@ -190,9 +190,11 @@ def sweep(seed: int) -> int:
 
         def gradients() -> tuple[torch.Tensor, torch.Tensor, Any]:
             images, alphas, meta = rasterization(*scene, *size, **options)
-            found = torch.autograd.grad(
-                (images.square().sum() + alphas.sum()), [*leaves, meta["means2d"]], allow_unused=True
-            )
+            entries = [meta[name] for name in ("means2d", "conics", "depths")]
+            # also where a record is dead: nobody's
+            weighted = [(x * torch.sin(torch.arange(x.numel(), device="cuda")).reshape(x.shape)).sum() for x in entries]
+            loss = images.square().sum() + alphas.sum() + sum(weighted)
+            found = torch.autograd.grad(loss, [*leaves, meta["means2d"]], allow_unused=True)
             return torch.cat([x.flatten() for x in found if x is not None]), images.detach(), None
 
         gradients()  # by atomics, in any order
@@ -281,6 +283,9 @@ def sweep(seed: int) -> int:
     draw(100, 2, (33, 20), batch=(2, 2), per_camera=True, channels=6, background="image", backward=True)
     draw(100, 2, (33, 20), per_camera=True, sh_degree=3, backward=True)
     draw(100, 2, (33, 20), as_covars=True, background="color", backward=True)
+    draw(100, 2, (33, 20), batch=(3,), shared=True, sh_degree=1, backward=True)
+    draw(300, 2, (50, 30), broken=True, sh_degree=2, backward=True)
+    draw(60, 40, (9, 31), batch=(2,), sh_degree=2, backward=True)  # views in two groups
     for post in posts[1:]:
         draw(100, 2, (33, 20), background="color", postprocess=post, backward=True)
 

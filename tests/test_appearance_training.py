@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserList
 from dataclasses import replace
 from typing import Any
 
@@ -315,6 +316,15 @@ def test_gradients_on_the_gpu_err_no_more_than_the_cpus_in_float32(form: Form, h
         error = error_of(gpu[name], want, form.half)
         print(f"{name}: {error:.1e}, on the CPU {error_of(cpu[name], want, form.half):.1e}")
         assert error <= allowed, f"{name} errs by {error:.1e}, allowed {allowed:.1e}"
+
+
+def test_maps_in_any_sequence_are_seen_to_be_trained() -> None:
+    scene = rap_scene(A, color_net(CPU32), CPU32)
+    maps = [leaf(m) for m in to(A, CPU32).maps]
+    options = {"map_ids": MAP_IDS, "view_weights": WEIGHTS}
+    a = to(A, CPU32)
+    images = scene.render(a.viewmats, a.Ks, WIDTH, HEIGHT, feature_maps=UserList(maps), **options)[0]
+    assert all(v.any() for v in torch.autograd.grad(images.sum(), maps))
 
 
 def test_an_embeddings_gradients_are_those_of_plain_torch() -> None:

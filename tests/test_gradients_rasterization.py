@@ -734,3 +734,22 @@ def test_gsplats_densification_strategy_drives_it() -> None:
             strategy.step_post_backward(parameters, optimizers, state, step, info, packed=packed)
         assert len(parameters["means"]) > 60
         assert all(bool(p.isfinite().all()) for p in parameters.values())
+
+
+@pytest.mark.parametrize("render_mode", ["RGB", "RGB+D"])
+def test_what_divides_by_the_alpha_of_an_empty_pixel_harms_no_gradient(render_mode: str) -> None:
+    """0 / 0 in pixels that a mask leaves out afterwards: their gradients are NaN, and nobody draws there."""
+    scene = make_scene(n=5, width=32, height=24)
+    leaves = leaves_of(scene)
+    leaves["scales"] = (scene["scales"].detach() / 4).requires_grad_()
+    images, alphas, _ = rasterization(**(scene | leaves), render_mode=render_mode)
+    empty = alphas == 0
+    assert empty.any() and not empty.all()
+    torch.where(empty, 0, images[..., -1:] / alphas).sum().backward()
+    got = {name: x.grad for name, x in leaves.items() if x.grad is not None}
+    assert all(x.isfinite().all() for x in got.values()) and got["means"].any()
+    again = leaves_of(scene | {"scales": leaves["scales"]})
+    images, alphas, _ = rasterization(**(scene | again), render_mode=render_mode)
+    (images[..., -1:] / torch.where(empty, 1, alphas)).masked_fill(empty, 0).sum().backward()
+    for name, gradient in got.items():
+        assert_same(gradient, again[name].grad)

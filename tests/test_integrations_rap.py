@@ -264,6 +264,32 @@ def test_batches_are_trained(model):
         model.render_batch(CAMERAS, PIPE, BLACK, view_weights=[1.0, 2.0])
 
 
+def test_the_weight_may_have_another_name_or_be_a_methods(model_class, map_net):
+    for name, value in (("own_weight", 0.2), ("own_weight", lambda: 0.2), ("later", 0.2)):
+        model = install(model_class, names={"view_weight": ("own_weight", "later")})(map_net)
+        setattr(model, name, value)
+        with torch.no_grad():
+            got = model.render(CAMERAS[0], PIPE, BLACK)["render"]
+        want = original(model, 0, 0.2)["render"]
+        assert furthest(got, want) < 1e-3 < furthest(original(model, 0, 1.0)["render"], want)
+
+
+def test_trained_intrinsics_of_a_method_are_seen_and_angles_refused(model_class, map_net):
+    """In a model of which nothing is trained."""
+    model = install(model_class)(map_net)
+    for value in (*vars(model).values(), map_net):
+        if isinstance(value, (Tensor, nn.Module)):
+            value.requires_grad_(False)
+    K = A.Ks[0].float().clone().requires_grad_()
+    for given in (K, lambda: K):
+        picture = model.render(camera(0, K=given), PIPE, BLACK)["render"]
+        assert torch.autograd.grad(picture.square().sum(), K)[0].any()
+    angles = {"FoVx": torch.tensor(0.9, requires_grad=True), "FoVy": 0.7, "K": None}
+    with pytest.raises(NotImplementedError, match="cameras?.*FoVx"):
+        model.render(camera(0, **angles), PIPE, BLACK)
+    map_net.requires_grad_()
+
+
 @pytest.fixture
 def smooth_activations(monkeypatch):
     """In the feature-map network, whose 34 x 33 pixels under a norm of their own leave some ReLU so near zero that a

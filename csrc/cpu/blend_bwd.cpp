@@ -200,6 +200,8 @@ int64_t blend_tile_bwd(const BlendBwdParams<T>& p, const Layout<T>& layout, int6
     const int64_t pixel = (image * p.height + ty * kTileSize + row) * p.width + tx * kTileSize;
     for (int col = 0; col < columns; ++col) {
       const int i = row * kTileSize + col;
+      // Where nothing is drawn no gradient is read: a loss that divides by alpha gives NaN there.
+      if (s.transmittance[i] == T(1)) continue;
       // alphas is 1 - transmittance.
       s.behind[i] = -p.v_alphas[pixel + col] * s.transmittance[i];
       const T* v = p.v_colors + (pixel + col) * p.n_channels;

@@ -115,7 +115,7 @@ def sphere_directions(n: int, turn: float = 0.0) -> Tensor:
 
     As Gonzalez 2010, "Measurement of areas on a sphere using Fibonacci and latitude-longitude lattices".
     """
-    i = torch.arange(n, dtype=torch.float64)
+    i = torch.arange(n, dtype=torch.float64, device="cpu")
     z = 1 - (2 * i + 1) / n
     angle, radius = i * _GOLDEN_ANGLE + turn, (1 - z * z).sqrt()
     return torch.stack([radius * angle.cos(), radius * angle.sin(), z], -1)

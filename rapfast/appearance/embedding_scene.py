@@ -136,7 +136,7 @@ class EmbeddingScene:
             half = half_precision(precision, scene.means)
 
             def native() -> tuple[ops.Network, ops.NetworkInput]:
-                fed = torch.tensor(weights, dtype=torch.float64)
+                fed = torch.tensor(weights, dtype=torch.float64, device="cpu")
                 given = ops.NetworkInput("embedding", fed, features=embeddings.detach().contiguous())
                 return self.prepare(precision).network, given
 

@@ -153,7 +153,8 @@ def _run(
         raise ValueError(f"view_weights must be finite, got {weights.tolist()}")
     if read.kind == "maps":
         pixels, places = map_pixels(maps, map_ids, torch.float16 if read.half else means.dtype)
-        given = NetworkInput("maps", weights, pixels, torch.tensor(places), _plain(box_coord), coord_scale)
+        places = torch.tensor(places, device="cpu")
+        given = NetworkInput("maps", weights, pixels, places, _plain(box_coord), coord_scale)
     else:
         given = NetworkInput(read.kind, weights, features=_plain(features))
     return color_net_op(

@@ -304,7 +304,7 @@ class _Atlas:
         atlas.v_texels = torch.zeros_like(atlas.texels, dtype=like.dtype)
         # [C, 3] of each view: width, height and the first row of its map.
         table = [(atlas.sizes[k][1], atlas.sizes[k][0], starts[k]) for k in map_ids]
-        atlas.of_view = torch.tensor(table, dtype=torch.int64).reshape(-1, 3).to(like.device)
+        atlas.of_view = torch.tensor(table, dtype=torch.int64, device="cpu").reshape(-1, 3).to(like.device)
         return atlas
 
     def look_up(self, places: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -426,7 +426,7 @@ def _weights(weights: Any, views: Sequence[View], scene: RapScene) -> Tensor | l
             weights.append(value if _is_trained(value) else check.number(name, value))
         if any(map(_is_trained, weights)):
             like = scene.scene.means
-            weights = torch.stack([torch.as_tensor(w).to(like).reshape(()) for w in weights])
+            weights = torch.stack([check.as_tensor(w).to(like).reshape(()) for w in weights])
     elif isinstance(weights, Tensor) and weights.dim() == 0:
         weights = weights.expand(len(views))
     numbers = check_weights(weights, len(views), scene.scene.means)
@@ -441,7 +441,7 @@ def _backgrounds(color: Any, c: int, like: Tensor) -> Tensor | None:
     if color is None:
         return None
     try:
-        color = torch.as_tensor(color)
+        color = check.as_tensor(color)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"bg_color must be numbers [3] or [{c}, 3], got {check.describe(color)}") from None
     if tuple(color.shape) not in ((3,), (c, 3)):

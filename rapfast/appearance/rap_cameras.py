@@ -143,7 +143,7 @@ def _attribute(camera: Any, attribute: str, name: str) -> Any:
 
 def _matrix(name: str, value: Any, side: int) -> Tensor:
     try:
-        matrix = torch.as_tensor(value)
+        matrix = check.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be numbers [{side}, {side}], got {check.describe(value)}") from None
     if tuple(matrix.shape) != (side, side) or not matrix.is_floating_point():
@@ -153,7 +153,7 @@ def _matrix(name: str, value: Any, side: int) -> Tensor:
 
 def _intrinsics(camera: Any, name: str, width: int, height: int) -> Tensor:
     """[3, 3] float64 of the fields of view: the focal length is half the side over the tangent of half the angle."""
-    K = torch.eye(3, dtype=torch.float64)
+    K = torch.eye(3, dtype=torch.float64, device="cpu")
     for axis, (attribute, side) in enumerate((("FoVx", width), ("FoVy", height))):
         angle = check.number(f"{name}.{attribute}", _attribute(camera, attribute, name), what="an angle in radians")
         if not 0 < angle < math.pi:
@@ -168,7 +168,7 @@ def _transposed(names: Sequence[str], matrices: Tensor, layout: str | None) -> l
     if layout is not None:
         return [layout == "transposed"] * len(names)
     matrices = matrices.detach().cpu().double()
-    affine = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    affine = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64, device="cpu")
     in_row, in_column = ((part - affine).abs().amax(-1).tolist() for part in (matrices[:, 3], matrices[:, :, 3]))
     verdicts: list[bool | None] = []
     for name, matrix, row, column in zip(names, matrices, in_row, in_column, strict=True):

@@ -314,7 +314,7 @@ class RapScene:
                 if decoded is None:
                     network = self._prepared("all", "sh" if self.puts_out_sh else "color", half).network
                     return network, self._network_input(maps, ids, weights, half)
-                ones = torch.ones(c, dtype=torch.float64)
+                ones = torch.ones(c, dtype=torch.float64, device="cpu")
                 given = ops.NetworkInput("features", ones, features=decoded.detach().contiguous())
                 return self._prepared("head", "color", half).network, given
 
@@ -375,9 +375,9 @@ class RapScene:
         pixels, places = map_pixels(maps, ids, torch.float16 if half else self.scene.dtype)
         return ops.NetworkInput(
             "maps",
-            torch.tensor(weights, dtype=torch.float64),
+            torch.tensor(weights, dtype=torch.float64, device="cpu"),
             pixels,
-            torch.tensor(places, dtype=torch.int64),
+            torch.tensor(places, dtype=torch.int64, device="cpu"),
             self.box_coord.detach().contiguous(),
             self.coord_scale,
         )
@@ -426,7 +426,7 @@ class RapScene:
         weights: Tensor | None, half: bool, decoded: Tensor | None = None,
     ) -> NetInputs:  # fmt: skip
         if decoded is not None:
-            maps, ids, weights = [], [], torch.ones(len(viewmats), dtype=torch.float64)
+            maps, ids, weights = [], [], torch.ones(len(viewmats), dtype=torch.float64, device="cpu")
         scene = self.scene
         network = None
         trained = wants_gradient(scene.means, scene.intrinsic, self.color_net.tensors())

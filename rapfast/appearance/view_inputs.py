@@ -51,7 +51,7 @@ def check_map_ids(map_ids: Any, n_maps: int, c: int) -> list[int]:
             raise ValueError(f"map_ids must be given where {n_maps} feature maps meet {c} views")
         return [0] * c if n_maps == 1 else list(range(c))
     if isinstance(map_ids, np.ndarray):
-        map_ids = torch.as_tensor(map_ids)
+        map_ids = check.as_tensor(map_ids)
     if isinstance(map_ids, Tensor):
         if map_ids.dim() != 1 or map_ids.is_floating_point() or map_ids.is_complex() or map_ids.dtype == torch.bool:
             raise ValueError(f"map_ids must be whole numbers [{c}], got {check.describe(map_ids)}")
@@ -68,7 +68,7 @@ def check_weights(weights: Any, c: int, like: Tensor) -> list[float] | None:
     if weights is None:
         return [1.0] * c
     if isinstance(weights, np.ndarray):
-        weights = torch.as_tensor(weights)
+        weights = check.as_tensor(weights)
     if isinstance(weights, Tensor):
         if not weights.is_floating_point() or tuple(weights.shape) != (c,):
             raise ValueError(
@@ -98,8 +98,8 @@ def weights_like(given: Any, weights: list[float] | None, like: Tensor) -> Tenso
 def weight_tensor(given: Any, weights: list[float] | None) -> Tensor:
     """The weights as `NetInputs` takes them: the given tensor, or float64 on the CPU."""
     if isinstance(given, (Tensor, np.ndarray)):
-        return torch.as_tensor(given)
-    return torch.tensor(weights, dtype=torch.float64)
+        return check.as_tensor(given)
+    return torch.tensor(weights, dtype=torch.float64, device="cpu")
 
 
 def wants_gradient(*values: Any) -> bool:
@@ -109,7 +109,7 @@ def wants_gradient(*values: Any) -> bool:
     return any(
         isinstance(tensor, Tensor) and tensor.requires_grad
         for value in values
-        for tensor in (value if isinstance(value, (list, tuple)) else [value])
+        for tensor in (value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value])
     )
 
 

@@ -56,7 +56,7 @@ class _Slot:
             for name, part in parts.items():
                 memory = self.memory.get(name)
                 if memory is None or memory.numel() < part.numel():
-                    memory = self.memory[name] = torch.empty(part.numel(), dtype=part.dtype, pin_memory=True)
+                    self.memory[name] = torch.empty(part.numel(), dtype=part.dtype, pin_memory=True, device="cpu")
                 self.memory[name][: part.numel()].view(part.shape).copy_(part, non_blocking=True)
                 part.record_stream(stream)
             # Threads wait for it, which may sleep: the main thread needs its core.

@@ -154,7 +154,7 @@ class Tune(Command):
 
         model = model.to(device)
         seeded = torch.Generator().manual_seed(0)
-        image = torch.rand(1, 3, cameras.height, cameras.width, generator=seeded)
+        image = torch.rand(1, 3, cameras.height, cameras.width, generator=seeded, device="cpu")
         maps = model.feature_maps(image.to(device))
 
         def draw(batch: int, max_memory: int | None) -> Any:

@@ -80,6 +80,11 @@ ARGUMENTS = (
 _UNUSED = ("running_", "num_batches_tracked", "mask")
 """In names of a network's entries that no picture depends on. RAP's forward passes change the first two."""
 
+_OF_CAMERAS = (
+    "world_view_transform", "K", "FoVx", "FoVy", "original_image", "viewmats", "Ks", rap_calls.WEIGHT_ATTRIBUTE,
+)  # fmt: skip
+"""Attributes of cameras, and of `rapfast.Cameras`, that may require a gradient."""
+
 ModelClass = TypeVar("ModelClass", bound=type)
 
 
@@ -264,7 +269,8 @@ def _scene(model: Any, settings: _Settings, with_graph: bool) -> RapScene:
         scene = _trained(model, settings.names, settings.config)
     else:
         scene = _adapted(model, settings.names, settings.config).scene
-    setattr(scene, rap_calls.WEIGHT_ATTRIBUTE, getattr(model, _first(settings.names["view_weight"]), 1.0))
+    weight = _find(model, settings.names["view_weight"])[1]
+    setattr(scene, rap_calls.WEIGHT_ATTRIBUTE, 1.0 if weight is None else weight)
     return scene
 
 
@@ -283,12 +289,13 @@ def _tensors(value: Any) -> Iterator[Any]:
     """What of an argument may require a gradient: itself, its items, or a camera's tensors."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         for item in value:
             yield from _tensors(item)
     else:
-        for name in ("world_view_transform", "K", "original_image", "viewmats", "Ks", rap_calls.WEIGHT_ATTRIBUTE):
-            yield getattr(value, name, None)
+        for name in _OF_CAMERAS:
+            part = getattr(value, name, None)
+            yield part() if name == "K" and callable(part) else part
 
 
 # --- the live model --------------------------------------------------------------------------------------------------

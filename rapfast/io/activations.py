@@ -19,7 +19,7 @@ def activate_(quats: torch.Tensor, log_scales: torch.Tensor, logits: torch.Tenso
     """In place: quats [N,4] to unit length (zero stays zero), log_scales [N,3] -> scales, logits [N] -> opacities."""
     # MKL settles how accurate its exponential is in the first call; where two threads make it, one was seen to get an
     # error of 1e-4, and so a file's scales other bits, in one run of seven.
-    torch.zeros(1).exp_()
+    torch.zeros(1, device="cpu").exp_()
     log_scales.exp_()
     logits.sigmoid_()
     # Dividing by the largest component first keeps the square from over- and underflowing.

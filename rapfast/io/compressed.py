@@ -144,7 +144,7 @@ def morton_order(means: torch.Tensor) -> torch.Tensor:
     """[N] int64 permutation that sorts points [N,3] along a Z-order curve of 21 bits per axis."""
     low, high = means.amin(dim=0), means.amax(dim=0)
     cells = (means - low).double() / (high - low).clamp(min=1e-30).double() * ((1 << 21) - 1)
-    code = torch.zeros(len(means), dtype=torch.int64)
+    code = torch.zeros(len(means), dtype=torch.int64, device="cpu")
     for axis in range(3):
         bits = cells[:, axis].to(torch.int64)
         for shift, mask in (
@@ -290,11 +290,11 @@ def _scene(path: Path, data: Any, count: int, coefficients: int | None) -> Scene
 
 def _empty(coefficients: int | None) -> Scene:
     return Scene(
-        torch.zeros(0, 3),
-        torch.zeros(0, 4),
-        torch.zeros(0, 3),
-        torch.zeros(0),
-        torch.zeros(0, (coefficients or 0) + 1, 3),
+        torch.zeros(0, 3, device="cpu"),
+        torch.zeros(0, 4, device="cpu"),
+        torch.zeros(0, 3, device="cpu"),
+        torch.zeros(0, device="cpu"),
+        torch.zeros(0, (coefficients or 0) + 1, 3, device="cpu"),
     )
 
 
@@ -333,7 +333,7 @@ def _half_turn(scene: Scene) -> Scene:
     The same map both ways. A quaternion (w, x, y, z) becomes (w, x, -y, -z); the real spherical harmonic of degree
     l and order m changes sign by its parity in y (odd for m < 0) and in z (that of l - |m|).
     """
-    flip = torch.tensor([1.0, -1.0, -1.0])
+    flip = torch.tensor([1.0, -1.0, -1.0], device="cpu")
     signs = [
         (-1.0 if m < 0 else 1.0) * (-1.0) ** (degree - abs(m))
         for degree in range(scene.sh_degree + 1)
@@ -341,8 +341,8 @@ def _half_turn(scene: Scene) -> Scene:
     ]
     return Scene(
         means=scene.means * flip,
-        quats=scene.quats * torch.tensor([1.0, 1.0, -1.0, -1.0]),
+        quats=scene.quats * torch.tensor([1.0, 1.0, -1.0, -1.0], device="cpu"),
         scales=scene.scales,
         opacities=scene.opacities,
-        sh=scene.sh * torch.tensor(signs)[None, :, None],
+        sh=scene.sh * torch.tensor(signs, device="cpu")[None, :, None],
     )

@@ -51,7 +51,7 @@ def load_ply(path: PathLike) -> Scene:
     n = vertex.count
     colour = _colour_columns(header, vertex)
 
-    out = {name: torch.empty(shape, dtype=torch.float32) for name, shape in _shapes(n, colour).items()}
+    out = {name: torch.empty(shape, dtype=torch.float32, device="cpu") for name, shape in _shapes(n, colour).items()}
     rest = len(colour) // 3 - 1  # coefficients per channel behind the first (INRIA)
     start = 0
     for rows in _blocks(header, vertex, _GEOMETRY + colour):
@@ -111,7 +111,7 @@ def save_ply(scene: Scene, path: PathLike) -> None:
         file.write("\n".join(lines).encode("ascii"))
         for start in range(0, len(scene), _BLOCK_ROWS):
             part = scene.select(slice(start, start + _BLOCK_ROWS)).to("cpu")
-            rows = torch.zeros((len(part), len(names)), dtype=torch.float32)
+            rows = torch.zeros((len(part), len(names)), dtype=torch.float32, device="cpu")
             rows[:, 0:3] = part.means
             end = 6 + colour_count
             if part.sh is not None:

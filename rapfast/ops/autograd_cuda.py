@@ -246,7 +246,7 @@ def _kept_fake(
         means.new_empty(k.means2d_shape(n_visible)),
         means.new_empty((n_records,), dtype=torch.int32),
         means.new_empty((n_bytes,), dtype=torch.uint8),
-        torch.empty((len(Counts._fields),), dtype=torch.int64),
+        torch.empty((len(Counts._fields),), dtype=torch.int64, device="cpu"),
     )
 
 
@@ -271,7 +271,8 @@ def _kept_cuda(
     if not k.packed:
         places.zero_()
     fill_means2d(rendered.state, facts, means2d, places if k.packed else None)
-    return rendered.images, rendered.alphas, means2d, places, rendered.state, torch.tensor(counts, dtype=torch.int64)
+    on_host = torch.tensor(counts, dtype=torch.int64, device="cpu")
+    return rendered.images, rendered.alphas, means2d, places, rendered.state, on_host
 
 
 # Images, alphas, means2d, places (zeros where dense), state, and on the host `Counts`.

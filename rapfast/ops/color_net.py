@@ -195,7 +195,7 @@ def _cpu(*inputs):
     stage, (net, maps, map_ids, view_weights, net_form, net_layers, coord_scale) = inputs[:10], inputs[10:]
     out = _fake(*inputs)
     views = view_table(maps, map_ids, view_weights)
-    layers = torch.tensor(net_layers, dtype=torch.int64)
+    layers = torch.tensor(net_layers, dtype=torch.int64, device="cpu")
     native.color_net(
         **cpu_arguments(out), **_arguments(out, *stage),
         **net_arguments(net, net_form, net_layers, coord_scale, views, layers),
@@ -215,7 +215,7 @@ def _cuda(*inputs):
     rows = torch.arange(gaussian_ids.shape[0], device=means.device)
     images = torch.bucketize(rows, image_offsets[1:], right=True).clamp_(max=viewmats.shape[1] - 1).int()
     table = view_table(maps, map_ids, view_weights).to(means.device)
-    layers = torch.tensor(net_layers, dtype=torch.int64)
+    layers = torch.tensor(net_layers, dtype=torch.int64, device="cpu")
     native.color_net_cuda(
         **cuda_arguments(means), **_arguments(out, *stage),
         **net_arguments(net, net_form, net_layers, coord_scale, table, layers),

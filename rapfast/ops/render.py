@@ -253,7 +253,8 @@ def _run(
         work_address = work.data_ptr()
     network = None
     if net:
-        views, layers = view_table(maps, map_ids, view_weights), torch.tensor(net_layers, dtype=torch.int64)
+        views = view_table(maps, map_ids, view_weights)
+        layers = torch.tensor(net_layers, dtype=torch.int64, device="cpu")
         network = net_arguments(net, net_form, net_layers, coord_scale, views, layers)
     call = plan.begin(
         means.data_ptr(), address(quats), address(scales), address(covars), opacities.data_ptr(), viewmats.data_ptr(),
@@ -278,7 +279,7 @@ def _cuda(*arguments):
     tensors, rest = arguments[:_N_TENSORS], arguments[_N_TENSORS:]
     form, room, net = rest[:_N_FORM], rest[_N_FORM : _N_FORM + _N_ROOM], rest[_N_FORM + _N_ROOM :]
     *outputs, counts = _run(*tensors, _Form(*form), _Room(*room), *net)
-    return *outputs, torch.tensor(counts, dtype=torch.int64)
+    return *outputs, torch.tensor(counts, dtype=torch.int64, device="cpu")
 
 
 def _fake(
@@ -297,7 +298,7 @@ def _fake(
     if with_composite:
         out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
     state = means.new_empty((_layout(sizes)["size"],), dtype=torch.uint8)
-    return out, out_alphas, state, torch.empty(3, dtype=torch.int64)
+    return out, out_alphas, state, torch.empty(3, dtype=torch.int64, device="cpu")
 
 
 # Images, alphas, state, and on the host the records and intersections wanted, and with keep_state the visible records.
@@ -507,7 +508,7 @@ def render(
     through_operator = not extras and is_watched(inputs)
     stages = None if through_operator else native_stages(device)
     if stages is not None:
-        extras["stage_events"] = torch.tensor(stages.handles, dtype=torch.int64)
+        extras["stage_events"] = torch.tensor(stages.handles, dtype=torch.int64, device="cpu")
     while True:
         room = _Room(record_capacity, capacity, keep_state, first_row, n_rows, fixed_room)
         if max_bytes is not None:

@@ -118,7 +118,7 @@ def _read_facts(state: Tensor, counts: Tensor, kind: tuple[Any, ...]) -> Facts:
 
 
 def _counts_tensor(facts: Facts) -> Tensor:
-    return torch.tensor(facts.counts, dtype=torch.int64)
+    return torch.tensor(facts.counts, dtype=torch.int64, device="cpu")
 
 
 # ------------------------------------------------------------------------------------------ means2d

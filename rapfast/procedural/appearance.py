@@ -95,7 +95,7 @@ class LitRoom:
         hour: a name; or the share of each of LIGHTINGS, in their order, what lacks to 1 being NEUTRAL's. Blends are
         of displayed colours, so a picture under a blend is the blend of the pictures.
         """
-        shares = torch.tensor(shares_of(hour), dtype=torch.float32)
+        shares = torch.tensor(shares_of(hour), dtype=torch.float32, device="cpu")
         return replace(self.scene, sh=torch.einsum("k,knsc->nsc", shares, self.sh))
 
     def images(self, cameras: Cameras, hour: str | Sequence[float]) -> Tensor:
@@ -234,7 +234,7 @@ def seeded_map_net(seed: int) -> FeatureMapNet:
         net.final_conv.bias.zero_()
         # The stem's picture must be smooth for the carrier in it to be told from it (appearance_fit).
         stem = net.encoder[0].weight
-        side = torch.tensor([0.0545, 0.2442, 0.4026, 0.2442, 0.0545])  # a Gaussian of one pixel
+        side = torch.tensor([0.0545, 0.2442, 0.4026, 0.2442, 0.0545], device="cpu")  # a Gaussian of one pixel
         smooth = F.conv2d(stem.flatten(0, 1)[:, None], torch.outer(side, side)[None, None], padding=2).view_as(stem)
         stem.copy_(smooth * (math.sqrt(2 / 147) / smooth.std()))
     return net.eval().requires_grad_(False)

@@ -23,7 +23,8 @@ _PLACES = (
 def _intrinsics(n: int, width: int, height: int, degrees: float) -> torch.Tensor:
     """[n, 3, 3] with the given horizontal field of view (for pictures wider than high; else the vertical one)."""
     focal = 0.5 * max(width, height) / np.tan(np.radians(degrees) / 2)
-    return torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float32).repeat(n, 1, 1)
+    K = [[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]
+    return torch.tensor(K, dtype=torch.float32, device="cpu").repeat(n, 1, 1)
 
 
 def _viewmats(eyes: np.ndarray, targets: np.ndarray) -> torch.Tensor:

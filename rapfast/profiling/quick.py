@@ -174,7 +174,7 @@ def _copies() -> Iterator[Line]:
 
 def _images(device: torch.device) -> Iterator[Line]:
     """Normalisation, as before every training step: small operations, whose cost is in being launched."""
-    images = torch.rand(COPY_VIEWS, 3, 60, 107, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.rand(COPY_VIEWS, 3, 60, 107, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
     def normalise(batch: Tensor) -> Tensor:

@@ -410,6 +410,6 @@ def _fold(terms: Tensor, dim: int) -> Tensor:
 def _shape_table() -> tuple[Tensor, Tensor]:
     """Shape parameters, evenly spaced in their logarithm, and the increasing ratios of moments that they give."""
     low, high, entries = SHAPES
-    shapes = torch.exp(torch.linspace(math.log(low), math.log(high), entries, dtype=torch.float64))
+    shapes = torch.exp(torch.linspace(math.log(low), math.log(high), entries, dtype=torch.float64, device="cpu"))
     ratios = torch.exp(2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes))
     return shapes, ratios

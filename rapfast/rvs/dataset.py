@@ -292,7 +292,7 @@ class _Views:
         self._at_once = 1 << 62  # views in one call; lowered where memory runs out
         self._generation = -1
         self._kept: Tensor | None = None
-        self._have = torch.zeros(0, dtype=torch.bool)
+        self._have = torch.zeros(0, dtype=torch.bool, device="cpu")
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: plain CPU tensors, and nothing that it can compute."""
@@ -314,10 +314,10 @@ class _Views:
         height, width = self.postprocess.size or (self.cameras.height, self.cameras.width)
         dtype = self.postprocess.dtype or self.scene.scene.dtype
         return {
-            "image": torch.empty(count, 3, height, width, dtype=dtype),
-            "pose": torch.empty(count, 3, 4),
-            "weight": torch.empty(count),
-            "reference": torch.empty(count, dtype=torch.int64),
+            "image": torch.empty(count, 3, height, width, dtype=dtype, device="cpu"),
+            "pose": torch.empty(count, 3, 4, device="cpu"),
+            "weight": torch.empty(count, device="cpu"),
+            "reference": torch.empty(count, dtype=torch.int64, device="cpu"),
         }
 
     def batches(self, epoch: int, at_once: int) -> Iterator[list[Batch]]:
@@ -332,9 +332,9 @@ class _Views:
         while True:
             generation, replay = divmod(epoch, self.refresh_every)
             plan = self._plan(generation)
-            order = torch.arange(self.n)
+            order = torch.arange(self.n, device="cpu")
             if replay:
-                order = torch.randperm(self.n, generator=self._generator(1, epoch))
+                order = torch.randperm(self.n, generator=self._generator(1, epoch), device="cpu")
             for views in order.split(at_once * self.batch_size):
                 made = {"image": self._images(plan, generation, views)}
                 made |= {name: tensor[views] for name, tensor in plan.given.items()}
@@ -355,17 +355,17 @@ class _Views:
     def _drawn(self, generation: int) -> _Plan:
         rng = self._generator(0, generation)
         m = len(self.cameras)
-        rounds = [torch.randperm(m, generator=rng) for _ in range(-(-self.n // m))]
+        rounds = [torch.randperm(m, generator=rng, device="cpu") for _ in range(-(-self.n // m))]
         cameras = torch.cat(rounds)[: self.n]
         low, high = self.weights
-        weights = low + (high - low) * torch.rand(self.n, generator=rng, dtype=torch.float64)
+        weights = low + (high - low) * torch.rand(self.n, generator=rng, dtype=torch.float64, device="cpu")
         around = torch.linalg.inv(self.cameras.viewmats.double())[cameras, :3]
         draw = self.sampler.sample if isinstance(self.sampler, PoseSampler) else self.sampler
         poses = torch.from_numpy(as_poses("the sampler's poses", draw(around, rng)))
         if len(poses) != self.n:
             raise ValueError(f"the sampler must give one pose for each of {self.n}, got {len(poses)}")
         references = [self.references[k] for k in cameras.tolist()]
-        given = {"pose": poses.float(), "weight": weights.float(), "reference": torch.tensor(references)}
+        given = {"pose": poses.float(), "weight": weights.float(), "reference": torch.tensor(references, device="cpu")}
         Ks = self.cameras.Ks.to(self.scene.scene.dtype)[cameras]
         return _Plan(world_to_camera(poses).to(Ks.dtype), Ks, weights.tolist(), references, given)
 
@@ -376,7 +376,7 @@ class _Views:
         if self._kept is None:
             self._kept = torch.empty_like(self.empty(self.n)["image"], pin_memory=pinned)
         if self._generation != generation:
-            self._generation, self._have = generation, torch.zeros(self.n, dtype=torch.bool)
+            self._generation, self._have = generation, torch.zeros(self.n, dtype=torch.bool, device="cpu")
         # A view's bits do not depend on the others in its batch, so those that lack are rendered by themselves.
         lacking = views[~self._have[views]]
         if len(lacking):
@@ -388,7 +388,8 @@ class _Views:
             self._have[lacking] = True
             if len(lacking) == len(views):
                 return rendered
-        images = torch.empty((len(views), *self._kept.shape[1:]), dtype=self._kept.dtype, pin_memory=pinned)
+        shape, dtype = (len(views), *self._kept.shape[1:]), self._kept.dtype
+        images = torch.empty(shape, dtype=dtype, pin_memory=pinned, device="cpu")
         return torch.index_select(self._kept, 0, views, out=images)
 
     def _render(self, plan: _Plan, views: Tensor) -> Tensor:

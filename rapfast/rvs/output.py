@@ -75,7 +75,7 @@ class ViewBuffer:
             return
         memory = self._wait(self._turn)
         if self._staged and (memory is None or len(memory) < len(part)):
-            memory = torch.empty(part.shape, dtype=self._result.dtype, pin_memory=True)
+            memory = torch.empty(part.shape, dtype=self._result.dtype, pin_memory=True, device="cpu")
         target = self._result[where] if memory is None else memory[: len(part)]
         self._stream.wait_stream(torch.cuda.current_stream(part.device))
         with torch.cuda.stream(self._stream):

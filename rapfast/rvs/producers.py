@@ -265,7 +265,7 @@ def _serve(pipe: Any, slots: list[Batch], epoch: int, at_once: int, pinned: bool
 
 
 def _shared(like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype).share_memory_()
+    return torch.empty(like.shape, dtype=like.dtype, device="cpu").share_memory_()
 
 
 def _page_lock(tensors: list[Tensor]) -> list[Tensor]:

@@ -375,7 +375,7 @@ def read_camera(cam_params: Any) -> tuple[Tensor, int, int]:
         if matrix.shape != (3, 3):
             raise ValueError(f"cam_params.K must be [3, 3], got {list(matrix.shape)}")
         return matrix, height, width
-    K = torch.eye(3, dtype=torch.float64)
+    K = torch.eye(3, dtype=torch.float64, device="cpu")
     for axis, (focal, centre, angle, side) in enumerate((("fx", "cx", "FoVx", width), ("fy", "cy", "FoVy", height))):
         if known:
             K[axis, axis] = check.number(f"cam_params.{focal}", get(focal))

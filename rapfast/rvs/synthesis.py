@@ -97,7 +97,7 @@ class RandomViewSynthesizer:
         if not isinstance(self.scene, RapScene):
             raise TypeError(f"scene must be a RapScene, got {check.describe(self.scene)}")
         like = self.scene.scene.means
-        K = torch.as_tensor(self.K)
+        K = check.as_tensor(self.K)
         if tuple(K.shape) != (3, 3) or not K.is_floating_point():
             raise ValueError(f"K must be floating point [3, 3], got {check.describe(self.K)}")
         self.K = K.detach().to(like.device, like.dtype)
@@ -108,7 +108,7 @@ class RandomViewSynthesizer:
         if self.dtype not in (torch.float32, torch.float16):
             raise TypeError(f"dtype must be torch.float32 or torch.float16, got {self.dtype}")
         if self.background is not None:
-            background = torch.as_tensor(self.background)
+            background = check.as_tensor(self.background)
             if tuple(background.shape) != (3,):
                 raise ValueError(f"background must be a colour [3], got {check.describe(self.background)}")
             self.background = background.to(like.device, like.dtype)
