@@ -170,6 +170,10 @@ def test_a_quick_look(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "takes nothing behind --" in fails(capsys, "bench", "quick", "--", "-k", "x")
 
 
+def test_a_slow_machine_has_fewer_rounds_of_a_quick_look() -> None:
+    assert [quick._rounds(seconds) for seconds in (6.0, 0.9, 0.1, 1e-5, 0.0)] == [2, 5, 8, 60, 60]
+
+
 @pytest.mark.cuda
 def test_a_quick_look_at_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "quick.json"

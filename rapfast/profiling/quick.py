@@ -31,6 +31,10 @@ SECONDS = 0.8
 ROUNDS = (5, 60)
 """At least, whose spread `rapfast compare` needs, and at most."""
 
+SLOW_SECONDS, SLOW_ROUNDS = 1.0, 2
+"""A call that takes longer, on a machine with other work, has the fewest rounds that have a spread: all is to take less
+than a minute."""
+
 
 class Line(NamedTuple):
     """One thing that is timed.
@@ -114,14 +118,21 @@ def _time(line: Line, device: torch.device, profiler: Profiler) -> None:
         first = once()
         if first < SECONDS:
             first = once()  # the first has loaded or learnt something
-    least, most = ROUNDS
     with section(line.group):
-        for _ in range(min(most, max(least, round(SECONDS / max(first, 1e-6))))):
+        for _ in range(_rounds(first)):
             _wait(device)
             with section(line.name), contextlib.nullcontext() if line.inside else profiler.paused():
                 made = line.call()
                 _wait(device)
             del made
+
+
+def _rounds(first: float) -> int:
+    """Of a line whose call takes so many seconds."""
+    if first > SLOW_SECONDS:
+        return SLOW_ROUNDS
+    least, most = ROUNDS
+    return min(most, max(least, round(SECONDS / max(first, 1e-6))))
 
 
 def _wait(device: torch.device) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from .brisque import Brisque
 from .brisque_loop import SyntheticViews
 from .dataset import RandomViewDataset
 from .draws import Guess, SpeculativeDraws, ViewEnd
 from .filters import FarFrom, lens_grid, sample_kept
-from .map_cache import FeatureMapCache
+from .map_cache import FeatureMapCache, image_key
 from .poses import PoseSampler, bounding_box, draw_weights, world_to_camera
 from .references import ReferenceMaps
 from .synthesis import RandomViewSynthesizer
 from .view_cache import ViewCache, view_keys, view_settings
 
 __all__ = [
+    "Brisque",
     "FarFrom",
     "FeatureMapCache",
     "Guess",
@@ -26,6 +28,7 @@ __all__ = [
     "ViewEnd",
     "bounding_box",
     "draw_weights",
+    "image_key",
     "lens_grid",
     "sample_kept",
     "view_keys",
