@@ -23,6 +23,7 @@ from rapfast._call_arguments import (
     check_settings,
 )
 from rapfast.meta import Meta
+from rapfast.ops._library import uncompiled
 from rapfast.ops.autograd import ColorStage
 from rapfast.postprocess import PostProcess
 
@@ -273,16 +274,11 @@ def rasterize_colored(
                 "a gradient is wanted, for which a count is read back, and nothing can be while a CUDA graph is "
                 "captured: capture under torch.no_grad(), or call outside of the capture"
             )
-        return _colored_on_gpu(inputs, settings, packed, postprocess, color_stage)
-    return render_call_with_grad(inputs, settings, packed, postprocess, False, False, color_stage, by_view=not packed)
-
-
-@torch.compiler.disable
-def _colored_on_gpu(
-    inputs: Inputs, s: Settings, packed: bool, postprocess: PostProcess | None, color_stage: ColorStage | None
-) -> tuple[Tensor, Tensor, Meta]:
-    """Of a network's call a compiler cannot know how much room it takes: there is a break in the graph around it."""
-    return render_call_with_grad(inputs, s, packed, postprocess, False, False, color_stage, by_view=not packed)
+    draw = render_call_with_grad
+    if means.is_cuda and torch.compiler.is_compiling():
+        # How much room a network's call takes a compiler cannot know: there is a break in the graph around it.
+        draw = uncompiled(draw)
+    return draw(inputs, settings, packed, postprocess, False, False, color_stage, by_view=not packed)
 
 
 def _gsplat(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rapfast.appearance.net_outputs import NetInputs, net_outputs
-from rapfast.ops._library import RECORD_FIELDS
+from rapfast.ops._library import RECORD_FIELDS, uncompiled
 from rapfast.ops.color_net import Network, NetworkInput
 from rapfast.ops.project import Records
 from rapfast.reference.color import camera_positions, spherical_harmonics
@@ -91,12 +91,11 @@ def uncompiled_on_gpu(render: Callable[..., Any]) -> Callable[..., Any]:
     """A scene's ``render`` with a break in a compiler's graph around its calls on a GPU, which look at numbers and
     addresses that no compiler knows. Around all of a call: what is traced of it, `check_weights` above all, looks at
     nothing, and what is left would take that for numbers."""
-    uncompiled = torch.compiler.disable(render)
 
     @wraps(render)
     def call(scene: Any, *views: Any, **options: Any) -> Any:
         on_gpu = scene.scene.means.is_cuda and options.get("backend", "rapfast") == "rapfast"
-        return (uncompiled if on_gpu and is_compiling() else render)(scene, *views, **options)
+        return (uncompiled(render) if on_gpu and is_compiling() else render)(scene, *views, **options)
 
     return call
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ TILE_SIZE = 16
 
 RECORD_FIELDS = ("x", "y", "conic_a", "conic_b", "conic_c", "opacity", "depth", "compensation")
 """Columns of a records tensor [M, 8], the fields of ``Record`` in csrc/math/gaussian.h."""
+
+
+_uncompiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.disable(function)``, made when a compiler first comes by: it loads the compiler, which takes as
+    long as loading torch."""
+    if function not in _uncompiled:
+        _uncompiled[function] = torch.compiler.disable(function)
+    return _uncompiled[function]
 
 
 def define(
