@@ -32,6 +32,8 @@ def test_wrong_options_are_one_sentence(tmp_path, scene_file, camera_file, capsy
         (["--cameras", camera_file, "--size", "70000x10"], "1 to 65536"),
         (["--cameras", camera_file, "--batch", 0], "--batch must be at least 1, got 0"),
         (["--cameras", camera_file, "--mode", "ED", "--video"], "--video needs colours"),
+        (["--cameras", camera_file, "--depth", "npy"], "--depth npy needs depth maps, and --mode RGB has none"),
+        (["--cameras", camera_file, "--depth", "png"], "--depth png needs depth maps, and --mode RGB has none"),
         (["--cameras", camera_file, "--background", "red"], "--background must be R,G,B"),
         (["--cameras", camera_file, "--background", "1,2,3"], "--background must be R,G,B"),
         (["--cameras", camera_file, "--background", "a,b,c"], "--background must be R,G,B"),

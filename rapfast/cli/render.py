@@ -95,8 +95,8 @@ class Render(Command):
     background: Annotated[str, tyro.conf.arg(metavar="COLOUR|FILE")] = "black"
     """R,G,B in 0..1, black, white, or a picture (stretched to the views' size)."""
 
-    depth: Literal["png", "npy"] = "png"
-    """File format of depth maps."""
+    depth: Literal["png", "npy"] | None = None
+    """File format of depth maps, with a --mode that has them; default: png."""
 
     antialiased: bool = False
     """For scenes trained with the antialiased mode (Mip-Splatting)."""
@@ -126,6 +126,8 @@ class Render(Command):
             raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps:g}")
         if self.video and "RGB" not in self.mode:
             raise ValueError(f"--video needs colours, and --mode {self.mode} has none")
+        if self.depth is not None and self.mode == "RGB":
+            raise ValueError(f"--depth {self.depth} needs depth maps, and --mode {self.mode} has none: give RGB+ED")
         if self.video:
             media.require_av()
         device = parse_device(self.device)
