@@ -295,10 +295,11 @@ def test_demo_small(tmp_path, capsys):
 def test_demo_refuses(tmp_path, capsys):
     for options, words in (
         (["--views", 0], "--views must be at least 1"), (["--size", "x"], "--size"),
-        (["--gaussians", 10], "n_gaussians must be at least"),
+        (["--gaussians", 10], "--gaussians must be at least"),
         (["--seed", -1], "--seed"), (["--frames", 0], "--frames"),
     ):  # fmt: skip
-        assert words in fails(capsys, "demo", "--out", tmp_path / "o", "--no-video", *options)
+        text = fails(capsys, "demo", "--out", tmp_path / "o", "--no-video", *options)
+        assert words in text and "n_gaussians" not in text
 
 
 def test_demo_without_video(tmp_path):

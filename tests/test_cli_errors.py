@@ -39,15 +39,22 @@ def test_wrong_options_are_one_sentence(tmp_path, scene_file, camera_file, capsy
         (["--cameras", camera_file, "--background", "a,b,c"], "--background must be R,G,B"),
         (["--cameras", camera_file, "--background", scene_file], "is not a picture"),
         (["--cameras", camera_file, "--device", "tpu"], "--device must be auto, cpu, cuda"),
+        (
+            ["--cameras", camera_file, "--backend", "gsplat", "--device", "cpu"],
+            "--backend gsplat needs a GPU, and --device",
+        ),
         (["--cameras", camera_file, "--video", "--fps", 0], "--fps must be above 0"),
-        (["--cameras", camera_file, "--near", 2, "--far", 1], "near"),
+        (["--cameras", camera_file, "--near", 2, "--far", 1], "--near must not exceed --far, got 2 and 1"),
+        (["--cameras", camera_file, "--near", "nan"], "--near must not exceed --far, got nan and"),
         (["--cameras", tmp_path / "no.json"], "no file or folder"),
         (["--cameras", scene_file], "blob.ply"),
         (["--cameras", camera_file, "--orbit", 3], "not both"),
         ([], "give either --cameras FILE or --orbit N"),
         (["--orbit", 0], "--orbit must be at least 1"),
         (["--cameras", "orbit:0"], "--orbit must be at least 1"),
-        (["--orbit", 2, "--elevation", 90], "elevation"),
+        (["--orbit", 2, "--elevation", 90], "--elevation must be above -90 and below 90 degrees, got 90"),
+        (["--cameras", "orbit:x"], "--cameras orbit:N needs the number of views, as orbit:24, got 'orbit:x'"),
+        (["--cameras", "orbit"], "--cameras orbit:N needs the number of views"),
         (["--orbit", 2, "--distance", -1], "--distance"),
     ]
     for index, (options, words) in enumerate(cases):
@@ -69,9 +76,9 @@ def test_cuda_without_a_gpu(tmp_path, scene_file, camera_file, capsys):
             capsys, "render", scene_file, "--cameras", camera_file, "--out", tmp_path / "o", "--device", device
         )
         assert "sees no CUDA device" in text and "--device cpu" in text
-    assert "gsplat" in fails(
-        capsys, "render", scene_file, "--cameras", camera_file, "--out", tmp_path / "p", "--backend", "gsplat"
-    )
+    words = ("render", scene_file, "--cameras", camera_file, "--out", tmp_path / "p", "--backend", "gsplat")
+    assert "--backend gsplat needs a GPU, and --device auto means the CPU: use" in fails(capsys, *words)
+    assert not (tmp_path / "p").exists()
 
 
 def test_bad_scene_files(tmp_path, camera_file, capsys):

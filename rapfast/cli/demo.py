@@ -14,7 +14,7 @@ import tyro
 from .. import media, procedural
 from ..io import save_scene
 from ..profiling import section
-from .common import Command, parse_device, parse_size
+from .common import Command, parse_device, parse_size, typed
 from .output import BackgroundWriter, prepare_folder
 from .progress import Progress
 from .render import Options, render_batches
@@ -102,7 +102,7 @@ class Demo(Command):
             print("note: no film, as PyAV is not installed: pip install 'rapfast[video]'", file=sys.stderr)
         folder = prepare_folder(self.out, self.overwrite)
         start = time.perf_counter()
-        with section("make scene"):
+        with section("make scene"), typed("n_gaussians", "--gaussians"):
             made = procedural.room(self.gaussians, self.seed)
         print(f"a room of {len(made):,} Gaussians, made in {time.perf_counter() - start:.1f} s")
         cameras = procedural.room_cameras(self.views, width, height, self.seed)

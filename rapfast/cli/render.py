@@ -122,6 +122,10 @@ class Render(Command):
         check_batch(self.batch, self.tuning)
         if not 0 < self.distance < float("inf"):
             raise ValueError(f"--distance must be above 0, got {self.distance:g}")
+        if not -90 < self.elevation < 90:
+            raise ValueError(f"--elevation must be above -90 and below 90 degrees, got {self.elevation:g}")
+        if not self.near <= self.far:  # NaN is neither
+            raise ValueError(f"--near must not exceed --far, got {self.near:g} and {self.far:g}")
         if self.video and not 0 < self.fps <= 1000:
             raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps:g}")
         if self.video and "RGB" not in self.mode:
@@ -131,6 +135,11 @@ class Render(Command):
         if self.video:
             media.require_av()
         device = parse_device(self.device)
+        if self.backend == "gsplat" and device.type != "cuda":
+            raise ValueError(
+                f"--backend gsplat needs a GPU, and --device {self.device} means the CPU: use --backend rapfast or "
+                "reference"
+            )
         background = parse_background(self.background)
         count = self._orbit_count()
         groups = None if count else views.load_cameras(self.cameras, size)
