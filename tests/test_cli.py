@@ -13,6 +13,7 @@ import torch
 from cli_runs import blob, fails, files, run, write_cameras, write_scene
 from PIL import Image
 
+import rapfast
 from rapfast import Cameras, PostProcess, load_ply, procedural, rasterization, save_ply
 from rapfast.cli import output, views
 from rapfast.cli.common import parse_size, sentence
@@ -43,6 +44,19 @@ def test_unknown_options_and_commands_are_refused(capsys):
     for arguments in (["paint"], [], ["render"], ["info", "--colour"], ["demo", "--out", "x", "--views", "many"]):
         assert run(*arguments) == 2
         assert capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"rapfast {rapfast.__version__}\n"
+    assert run("info", "--version") == 2 == run("--version", "info")
+
+
+def test_the_package_runs_as_the_command_does():
+    done = subprocess.run([sys.executable, "-m", "rapfast", "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"rapfast {rapfast.__version__}\n", "")
+    done = subprocess.run([sys.executable, "-m", "rapfast", "paint"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "paint" in done.stderr
 
 
 def test_module_runs_and_a_closed_pipe_is_no_error():
