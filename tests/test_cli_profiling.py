@@ -241,7 +241,7 @@ def test_what_tune_finds_is_what_render_does(
     out = capsys.readouterr().out
     path = tuning.path_for(scene)
     (entry,) = tuning.read(path)
-    assert f"best: {entry.batch} views in a call" in out and f"-> {path}" in out
+    assert f"best: {entry.batch} view{'s' * (entry.batch > 1)} in a call" in out and f"-> {path}" in out
     assert (entry.width, entry.height, entry.n_gaussians) == (48, 32, 400)
     assert entry.device == tuning.device_name(device)
     assert entry.versions["rapfast"] == rapfast.__version__
@@ -254,6 +254,11 @@ def test_what_tune_finds_is_what_render_does(
     for name in files(scene.parent / "before"):
         for folder in ("after", "given"):
             assert (scene.parent / folder / name).read_bytes() == (scene.parent / "before" / name).read_bytes()
+
+
+def test_one_view_is_one_view(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tune", scene, "--device", "cpu", "--size", "20x10", "--max-batch", 1, "--seconds", 0.001) == 0
+    assert "best: 1 view in a call" in capsys.readouterr().out
 
 
 def test_a_bound_on_memory_reaches_the_renderer(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
