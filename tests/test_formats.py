@@ -413,6 +413,9 @@ def test_unknown_formats(tmp_path: Path) -> None:
         ValueError, match=r"a\.splat: is no scene file known here \(first bytes b'.*scenes are read from \.ply"
     ):
         load_scene(path)
+    (tmp_path / "none.spz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none\.spz: is an empty file; scenes are read from \.ply"):
+        load_scene(tmp_path / "none.spz")
     with pytest.raises(ValueError, match=r"is a folder without a SOG meta\.json"):
         load_scene(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
