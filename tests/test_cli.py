@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 import rapfast
 from rapfast import Cameras, PostProcess, load_ply, procedural, rasterization, save_ply
 from rapfast.cli import output, views
-from rapfast.cli.common import parse_size, sentence
+from rapfast.cli.common import installed, parse_size, sentence
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +354,25 @@ def test_sentences_have_no_decoration():
     assert sentence(OSError(2, "No such file or directory", "a.ply")) == "a.ply: No such file or directory"
     assert sentence(ValueError("two\nlines")) == "two lines"
     assert sentence(KeyError()) == "KeyError"
+
+
+def test_a_folder_without_code_is_no_package(tmp_path, monkeypatch, capsys):
+    """As caches leave one behind after pip uninstall: Python finds it, as a namespace package."""
+    (tmp_path / "left_over" / "__pycache__").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    left_over, find = importlib.util.find_spec("left_over"), importlib.util.find_spec
+    assert left_over is not None and not installed("left_over")
+    assert installed("json") and not installed("no_such_package")
+    uninstalled = ("av", "pytest_benchmark")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: left_over if name in uninstalled else find(name))
+    small = ("--size", "64x36", "--gaussians", 5000, "--views", 1, "--frames", 1, "--device", "cpu")
+    assert run("demo", "--out", tmp_path / "o", *small) == 0
+    assert "note: no film, as PyAV is not installed" in capsys.readouterr().err
+    assert files(tmp_path / "o") == ["contact_sheet.png", "view_0.png"]
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "conftest.py").write_text("")
+    monkeypatch.setattr("rapfast.cli.bench.ROOT", tmp_path)
+    assert "the benchmark suite needs pytest_benchmark: pip install" in fails(capsys, "bench", "--device", "cpu")
 
 
 def test_centre_ignores_floaters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import sys
@@ -67,6 +68,13 @@ def check_file(path: Path, option: str) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{option} must be a file, got the folder {str(path)!r}")
     return path
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of its name without code, as caches leave one behind after pip
+    uninstall, can be too, and is none: it has no origin."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
