@@ -79,14 +79,16 @@ def read(path: str | Path) -> list[Tuning]:
     Raises:
         OSError: it cannot be read. ValueError: it is damaged, or no such file; says where.
     """
-    advice = "delete it, or let `rapfast tune` write another"
     content = load_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("entries"), list):
-        raise ValueError(f'{path}: is no file of `rapfast tune` ("format" must be {FORMAT!r}): {advice}')
+        # somebody else's, which is not to be deleted for our sake
+        raise ValueError(f'{path}: is no file of `rapfast tune` ("format" must be {FORMAT!r}): name another file')
     found = []
     for i, entry in enumerate(content["entries"]):
         if reason := _why_not(entry):
-            raise ValueError(f"{path}: entries[{i}] is damaged: {reason}: {advice}")
+            raise ValueError(
+                f"{path}: entries[{i}] is damaged: {reason}: delete it, or let `rapfast tune` write another"
+            )
         found.append(Tuning(**{name: entry[name] for name in Tuning.__dataclass_fields__ if name in entry}))
     return found
 

@@ -33,11 +33,14 @@ from rapfast.augment import (
     parameter_sets,
     params_path,
 )
+from rapfast.augment.output import TakenError
+from rapfast.io.folders import lock_folder
 from rapfast.media import VideoWriter
 from rapfast.rvs.hashes import file_fingerprint
 
 av = pytest.importorskip("av")
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--provider", "synthetic", "--provider_args", "gaussians=3000", "width=64", "height=48", "refiner=false")
 FILM = "{0}/{1}/render_fixed_viewpoint/{1}/{1}_fixed_viewpoint_video.mp4"
@@ -301,6 +304,61 @@ def test_two_jobs_on_one_folder(tmp_path):
     ]  # fmt: skip
 
 
+def shard(root: Path, part_id: int, provider: CountingProvider, videos, **options):
+    """What a shard of the sets easy and hard does."""
+    job = AugmentationJob(provider, parameter_sets(["easy", "hard"], DIFFICULTIES), torch.device("cpu"),
+                          films=FilmOptions(threads=1), **options)  # fmt: skip
+    with job.folder(root, part_id=part_id) as folder:
+        return job.run(videos, folder)
+
+
+@pytest.mark.parametrize("sets_together", [1, 16])
+def test_a_shard_makes_what_another_does_not_hold(tmp_path, sets_together):
+    alone = {(f.set_name, f.video): f for f in make_films(tmp_path / "alone", CountingProvider(), ("a", "b")).films}
+    root, job = tmp_path / "out", AugmentationJob(CountingProvider(), parameter_sets(["easy"], DIFFICULTIES), CPU)
+    with OutputFolder(root, job.settings(), {}, part_id=1) as other:
+        other.begin(("easy", "a"), frames=False)
+        summary = shard(root, 2, CountingProvider(), ("a", "b"), sets_together=sets_together)
+        made = {(f.set_name, f.video) for f in summary.films}
+        assert made == set(alone) - {("easy", "a")} and not film_path(root, "easy", "a").exists()
+        for set_name, video in made:
+            path = film_path(root, set_name, video)
+            assert path.read_bytes() == film_path(tmp_path / "alone", set_name, video).read_bytes()
+        assert [f.video for f in summary.failures] == ["a"]
+        told = str(summary.failures[0].error)
+        assert told.startswith(f"video a: {film_path(root, 'easy', 'a').parent}: another process is writing this film;")
+        with pytest.raises(TakenError):  # as of a film that is finished after it was looked for
+            other.begin(("hard", "b"), frames=False)
+        os.close(lock_folder(film_path(root, "hard", "b").parent, "this film"))  # and nobody holds it now
+        other.leave(("easy", "a"))
+        again = shard(root, 2, CountingProvider(), ("a", "b"))
+        assert not again.failures and again.counts.films == 1 and film_path(root, "easy", "a").exists()
+
+
+def test_a_shard_loads_nothing_for_what_another_made(tmp_path):
+    shard(tmp_path, 1, CountingProvider(), ("a",))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.mp4")}
+    provider = CountingProvider()
+    summary = shard(tmp_path, 2, provider, ("a", "b"))
+    assert [f.video for f in summary.films] == ["b", "b"] and provider.calls["video", "a"] == 0
+    assert [f.video for f in summary.failures] == ["a"] and len(before) == 2
+    told = str(summary.failures[0].error)
+    assert "augmentation_params_part2.json does not say how it was made, so it may be another shard's" in told
+    assert told.endswith("(and 1 more of its films likewise)")
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_a_shard_that_could_not_make_all_ends_with_2(tmp_path, capsys):
+    words = ("--difficulties", "easy", "--part_id")
+    assert augment(tmp_path, *words, 1, videos=("a",)) == 0
+    for batch in (True, False):
+        capsys.readouterr()
+        assert augment(tmp_path, *words, 2, videos=("a", "b" + str(batch)), batch=batch) == 2
+        assert film_path(tmp_path, "easy", "b" + str(batch)).exists()
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert "video a: " in told and "it may be another shard's: give each shard videos of its own" in told
+
+
 def test_a_full_disk_keeps_what_is_there(tmp_path):
     """A limit on the size of files stands in for a full disk: the same error from the same calls."""
     words = ["augment", "--batch", "--provider", "synthetic", "--provider_args", "gaussians=3000", "width=160",
@@ -424,11 +482,14 @@ def test_errors_are_sentences(tmp_path, capsys, monkeypatch):
     for words, sentence in [
         (video, "--tracked_root must name the folder of the tracked videos; to try the command"),
         (synthetic, "give videos: --video_list NAME ..., or --video_list_file"),
+        ((*synthetic, "--video_list_file", "nope"), "--video_list_file: there is no file 'nope'"),
+        ((*synthetic, "--video_list_file", "."), "--video_list_file must be a file, got the folder '.'"),
+        ((*synthetic, *video, "--difficulties_file", "nope.json"), "--difficulties_file: there is no file 'nope.json'"),
         ((*synthetic, "--video_list", "a/b"), "a video's name must be a folder's name"),
         ((*synthetic, *video, "--difficulties", "simple"),
          "--difficulties: difficulty must be one of easy, medium, hard, got 'simple'"),
-        (("--provider", "nothing", *video), "provider must be disk, synthetic or MODULE:OBJECT"),
-        (("--provider", "no_such_module:X", *video), "provider no_such_module:X: no_such_module cannot be"),
+        (("--provider", "nothing", *video), "--provider must be disk, synthetic or MODULE:OBJECT, got"),
+        (("--provider", "no_such_module:X", *video), "--provider no_such_module:X: no_such_module cannot be"),
         (("--provider", "rapfast.augment:Nothing", *video), "rapfast.augment has no Nothing"),
         (("--provider", "rapfast.augment:DIFFICULTIES", *video), "must be a rapfast.augment.Provider"),
         ((*synthetic, *video, "--provider_args", "frame=3"),

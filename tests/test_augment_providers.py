@@ -206,6 +206,44 @@ def test_bad_sequences_are_told(tmp_path):
         assert sentence in broken(tmp_path / str(k), change), sentence
 
 
+@pytest.mark.parametrize("background", ["images", "still", "film"])
+def test_a_dry_run_tells_of_backgrounds_what_the_run_does(tmp_path, background, capsys):
+    """By headers alone; the other videos are made."""
+    pytest.importorskip("av")
+    for name in ("a", "bad", "c"):
+        write_video(tmp_path / "tracked" / name, background=background)
+    names = {"images": "backgrounds/000000.png", "still": "background.png", "film": "background.mp4"}
+    path, taller = tmp_path / "tracked" / "bad" / names[background], np.zeros((HEIGHT + 2, WIDTH, 3), np.uint8)
+    if background == "film":
+        with media.VideoWriter(path, WIDTH, HEIGHT + 2) as film:
+            film.add(taller)
+    else:
+        media.write_png(path, taller)
+    told = f"{path}: is 48x34 and the camera's images are 48x32: a background is never scaled"
+    words = ("augment", "--batch", "--tracked_root", tmp_path / "tracked", "--video_list", "a", "bad", "c",
+             "--output_root", tmp_path / "out", "--difficulties", "easy", "--device", "cpu")  # fmt: skip
+    assert run(*words, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert told in out and out.count("cannot") == 1 and out.count("to render") == 2 and "2 of 3 films" in out
+    assert run(*words) == 2
+    assert told in capsys.readouterr().err
+    assert [film_path(tmp_path / "out", "easy", name).exists() for name in ("a", "bad", "c")] == [True, False, True]
+
+
+def test_a_dry_run_misses_no_file(tmp_path):
+    """What has to be there is looked for before anything is read."""
+    for k, (name, sentence) in enumerate([
+        ("identity.safetensors", "identity.safetensors: no such file"),
+        ("motion.safetensors", "motion.safetensors: no such file"),
+        ("cameras.json", "must hold the camera to start from, cameras.json"),
+        ("backgrounds", "must hold one of background.mp4, background.png and the folder backgrounds, has none"),
+    ]):  # fmt: skip
+        path = write_video(tmp_path / str(k)) / name
+        path.rename(path.with_name("elsewhere"))
+        with pytest.raises(FileNotFoundError, match=sentence):
+            DiskProvider(str(tmp_path)).check_video(str(k))
+
+
 def test_a_background_film_that_is_too_short(tmp_path):
     pytest.importorskip("av")
     folder = write_video(tmp_path / "v", background="film")

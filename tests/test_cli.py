@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,9 +14,10 @@ import torch
 from cli_runs import blob, fails, files, run, write_cameras, write_scene
 from PIL import Image
 
+import rapfast
 from rapfast import Cameras, PostProcess, load_ply, procedural, rasterization, save_ply
 from rapfast.cli import output, views
-from rapfast.cli.common import parse_size, sentence
+from rapfast.cli.common import installed, parse_size, sentence
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,19 @@ def test_unknown_options_and_commands_are_refused(capsys):
     for arguments in (["paint"], [], ["render"], ["info", "--colour"], ["demo", "--out", "x", "--views", "many"]):
         assert run(*arguments) == 2
         assert capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"rapfast {rapfast.__version__}\n"
+    assert run("info", "--version") == 2 == run("--version", "info")
+
+
+def test_the_package_runs_as_the_command_does():
+    done = subprocess.run([sys.executable, "-m", "rapfast", "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"rapfast {rapfast.__version__}\n", "")
+    done = subprocess.run([sys.executable, "-m", "rapfast", "paint"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "paint" in done.stderr
 
 
 def test_module_runs_and_a_closed_pipe_is_no_error():
@@ -295,10 +310,11 @@ def test_demo_small(tmp_path, capsys):
 def test_demo_refuses(tmp_path, capsys):
     for options, words in (
         (["--views", 0], "--views must be at least 1"), (["--size", "x"], "--size"),
-        (["--gaussians", 10], "n_gaussians must be at least"),
+        (["--gaussians", 10], "--gaussians must be at least"),
         (["--seed", -1], "--seed"), (["--frames", 0], "--frames"),
     ):  # fmt: skip
-        assert words in fails(capsys, "demo", "--out", tmp_path / "o", "--no-video", *options)
+        text = fails(capsys, "demo", "--out", tmp_path / "o", "--no-video", *options)
+        assert words in text and "n_gaussians" not in text
 
 
 def test_demo_without_video(tmp_path):
@@ -338,6 +354,25 @@ def test_sentences_have_no_decoration():
     assert sentence(OSError(2, "No such file or directory", "a.ply")) == "a.ply: No such file or directory"
     assert sentence(ValueError("two\nlines")) == "two lines"
     assert sentence(KeyError()) == "KeyError"
+
+
+def test_a_folder_without_code_is_no_package(tmp_path, monkeypatch, capsys):
+    """As caches leave one behind after pip uninstall: Python finds it, as a namespace package."""
+    (tmp_path / "left_over" / "__pycache__").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    left_over, find = importlib.util.find_spec("left_over"), importlib.util.find_spec
+    assert left_over is not None and not installed("left_over")
+    assert installed("json") and not installed("no_such_package")
+    uninstalled = ("av", "pytest_benchmark")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: left_over if name in uninstalled else find(name))
+    small = ("--size", "64x36", "--gaussians", 5000, "--views", 1, "--frames", 1, "--device", "cpu")
+    assert run("demo", "--out", tmp_path / "o", *small) == 0
+    assert "note: no film, as PyAV is not installed" in capsys.readouterr().err
+    assert files(tmp_path / "o") == ["contact_sheet.png", "view_0.png"]
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "conftest.py").write_text("")
+    monkeypatch.setattr("rapfast.cli.bench.ROOT", tmp_path)
+    assert "the benchmark suite needs pytest_benchmark: pip install" in fails(capsys, "bench", "--device", "cpu")
 
 
 def test_centre_ignores_floaters():

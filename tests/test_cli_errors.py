@@ -32,20 +32,29 @@ def test_wrong_options_are_one_sentence(tmp_path, scene_file, camera_file, capsy
         (["--cameras", camera_file, "--size", "70000x10"], "1 to 65536"),
         (["--cameras", camera_file, "--batch", 0], "--batch must be at least 1, got 0"),
         (["--cameras", camera_file, "--mode", "ED", "--video"], "--video needs colours"),
+        (["--cameras", camera_file, "--depth", "npy"], "--depth npy needs depth maps, and --mode RGB has none"),
+        (["--cameras", camera_file, "--depth", "png"], "--depth png needs depth maps, and --mode RGB has none"),
         (["--cameras", camera_file, "--background", "red"], "--background must be R,G,B"),
         (["--cameras", camera_file, "--background", "1,2,3"], "--background must be R,G,B"),
         (["--cameras", camera_file, "--background", "a,b,c"], "--background must be R,G,B"),
         (["--cameras", camera_file, "--background", scene_file], "is not a picture"),
         (["--cameras", camera_file, "--device", "tpu"], "--device must be auto, cpu, cuda"),
+        (
+            ["--cameras", camera_file, "--backend", "gsplat", "--device", "cpu"],
+            "--backend gsplat needs a GPU, and --device",
+        ),
         (["--cameras", camera_file, "--video", "--fps", 0], "--fps must be above 0"),
-        (["--cameras", camera_file, "--near", 2, "--far", 1], "near"),
+        (["--cameras", camera_file, "--near", 2, "--far", 1], "--near must not exceed --far, got 2 and 1"),
+        (["--cameras", camera_file, "--near", "nan"], "--near must not exceed --far, got nan and"),
         (["--cameras", tmp_path / "no.json"], "no file or folder"),
         (["--cameras", scene_file], "blob.ply"),
         (["--cameras", camera_file, "--orbit", 3], "not both"),
         ([], "give either --cameras FILE or --orbit N"),
         (["--orbit", 0], "--orbit must be at least 1"),
         (["--cameras", "orbit:0"], "--orbit must be at least 1"),
-        (["--orbit", 2, "--elevation", 90], "elevation"),
+        (["--orbit", 2, "--elevation", 90], "--elevation must be above -90 and below 90 degrees, got 90"),
+        (["--cameras", "orbit:x"], "--cameras orbit:N needs the number of views, as orbit:24, got 'orbit:x'"),
+        (["--cameras", "orbit"], "--cameras orbit:N needs the number of views"),
         (["--orbit", 2, "--distance", -1], "--distance"),
     ]
     for index, (options, words) in enumerate(cases):
@@ -67,9 +76,9 @@ def test_cuda_without_a_gpu(tmp_path, scene_file, camera_file, capsys):
             capsys, "render", scene_file, "--cameras", camera_file, "--out", tmp_path / "o", "--device", device
         )
         assert "sees no CUDA device" in text and "--device cpu" in text
-    assert "gsplat" in fails(
-        capsys, "render", scene_file, "--cameras", camera_file, "--out", tmp_path / "p", "--backend", "gsplat"
-    )
+    words = ("render", scene_file, "--cameras", camera_file, "--out", tmp_path / "p", "--backend", "gsplat")
+    assert "--backend gsplat needs a GPU, and --device auto means the CPU: use" in fails(capsys, *words)
+    assert not (tmp_path / "p").exists()
 
 
 def test_bad_scene_files(tmp_path, camera_file, capsys):

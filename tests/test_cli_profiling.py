@@ -90,7 +90,7 @@ def test_what_profile_refuses(scene: Path, capsys: pytest.CaptureFixture[str]) -
     said = fails(capsys, "profile", "--warmups", 9, "--trace", scene.parent / "no" / "t.json", "--", *words(scene, "o"))
     assert "no/t.json: cannot be written" in said
     said = fails(capsys, "profile", "--warmups", 9, "--trace", scene.parent / "t.txt", "--", *words(scene, "o"))
-    assert "trace must be a file .json or .json.gz" in said
+    assert "rapfast: --trace must be a file .json or .json.gz" in said
     assert "'info' is not profiled" in fails(capsys, "profile", "--", "info")
     assert "'tune' is not profiled" in fails(capsys, "profile", "--", "tune", scene)
     assert "--repeats must be at least 1, got 0" in fails(capsys, "profile", "--repeats", 0, "--", *words(scene, "o"))
@@ -245,7 +245,7 @@ def test_what_tune_finds_is_what_render_does(
     out = capsys.readouterr().out
     path = tuning.path_for(scene)
     (entry,) = tuning.read(path)
-    assert f"best: {entry.batch} views in a call" in out and f"-> {path}" in out
+    assert f"best: {entry.batch} view{'s' * (entry.batch > 1)} in a call" in out and f"-> {path}" in out
     assert (entry.width, entry.height, entry.n_gaussians) == (48, 32, 400)
     assert entry.device == tuning.device_name(device)
     assert entry.versions["rapfast"] == rapfast.__version__
@@ -258,6 +258,11 @@ def test_what_tune_finds_is_what_render_does(
     for name in files(scene.parent / "before"):
         for folder in ("after", "given"):
             assert (scene.parent / folder / name).read_bytes() == (scene.parent / "before" / name).read_bytes()
+
+
+def test_one_view_is_one_view(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tune", scene, "--device", "cpu", "--size", "20x10", "--max-batch", 1, "--seconds", 0.001) == 0
+    assert "best: 1 view in a call" in capsys.readouterr().out
 
 
 def test_a_bound_on_memory_reaches_the_renderer(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +284,7 @@ def test_a_bound_on_memory_reaches_the_renderer(scene: Path, monkeypatch: pytest
 
 def test_what_tune_and_its_readers_refuse(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--max-memory must be a number above 0" in fails(capsys, "tune", scene, "--max-memory", 0)
+    assert "--cameras orbit:N needs the number of views" in fails(capsys, "tune", scene, "--cameras", "orbit:")
     assert "--max-batch must be at least 1" in fails(capsys, "tune", scene, "--max-batch", 0)
     assert "does not exist" in fails(capsys, "tune", scene, "--out", scene.parent / "no" / "t.json")
     file = scene.parent / "t.json"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import builtins
 import gzip
+import importlib.machinery
+import importlib.util
 import json
 import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -413,6 +416,9 @@ def test_unknown_formats(tmp_path: Path) -> None:
         ValueError, match=r"a\.splat: is no scene file known here \(first bytes b'.*scenes are read from \.ply"
     ):
         load_scene(path)
+    (tmp_path / "none.spz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none\.spz: is an empty file; scenes are read from \.ply"):
+        load_scene(tmp_path / "none.spz")
     with pytest.raises(ValueError, match=r"is a folder without a SOG meta\.json"):
         load_scene(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -463,4 +469,16 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_scene(path)
     failure = RuntimeError("cannot cache function")
     with pytest.raises(ImportError, match=r"need gsply, which does not load here: cannot cache function"):
+        load_scene(path)
+
+
+def test_what_uninstalling_leaves_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of numba's cache alone is imported without an error, as a namespace package."""
+    (tmp_path / "gsply" / "__pycache__").mkdir(parents=True)
+    spec = importlib.machinery.PathFinder.find_spec("gsply", [str(tmp_path)])
+    assert spec is not None and spec.origin is None
+    monkeypatch.setitem(sys.modules, "gsply", importlib.util.module_from_spec(spec))
+    path = tmp_path / "a.spz"
+    path.write_bytes(gzip.compress(spz_payload(1)))
+    with pytest.raises(ImportError, match=r"a\.spz: compressed scene formats need gsply: pip install 'rapfast"):
         load_scene(path)

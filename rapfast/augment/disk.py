@@ -45,9 +45,26 @@ class DiskProvider(Provider):
         self.alpha_cap = check.number("alpha_cap", alpha_cap, 1 / 255, 0.9999, "above 1/255 and below 1")
 
     def check_video(self, name: str) -> None:
+        """That its files are there, and that the first background is of the images' size: by headers alone."""
+        folder = self._folder(name)
+        check_regular(_identity_file(folder))
+        motion = _motion_place(folder)
+        if motion.is_dir():
+            _numbered(motion, (".safetensors",))
+        else:
+            check_regular(motion)
+        cameras = Cameras.from_file(_camera_file(folder))
+        background, size = _background_place(folder), (cameras.height, cameras.width)
+        if background.is_dir():
+            background = _numbered(background, IMAGES)[0]
+        found = _film_size(background) if background.suffix == ".mp4" else _image_size(background)
+        if found != size:
+            raise _wrong_size(background, found, size)
+
+    def _folder(self, name: str) -> Path:
         folder = self.root / name
         if folder.is_dir():
-            return
+            return folder
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root}: there is no such folder of tracked videos")
         known = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
@@ -55,8 +72,7 @@ class DiskProvider(Provider):
         raise FileNotFoundError(f"{folder}: there is no such video; {self.root} has {shown}")
 
     def load_video(self, name: str) -> Video:
-        self.check_video(name)
-        return _DiskVideo(self.root / name)
+        return _DiskVideo(self._folder(name))
 
 
 class _DiskVideo(Video):
@@ -88,32 +104,37 @@ def read_identity(folder: Path) -> Identity:
         OSError: neither is there, or it cannot be read.
         ValueError: both are, or one is damaged.
     """
-    ply, packed = folder / "identity.ply", folder / "identity.safetensors"
-    if ply.exists() and packed.exists():
-        raise ValueError(f"{folder}: holds identity.ply and identity.safetensors; keep the one to read")
-    if ply.exists():
-        scene = load_scene(ply)
+    path = _identity_file(folder)
+    if path.suffix == ".ply":
+        scene = load_scene(path)
         if scene.sh is None:
-            raise ValueError(f"{ply}: has no colours (spherical harmonics)")
+            raise ValueError(f"{path}: has no colours (spherical harmonics)")
         return Identity(scene.opacities, scene.sh, scene.sh_degree)
-    with _open_tensors(packed) as file:
+    with _open_tensors(path) as file:
         names = set(file.keys())
-        opacities = _tensor(file, packed, "opacities")
+        opacities = _tensor(file, path, "opacities")
         if opacities.dim() == 2 and opacities.shape[1] == 1:
             opacities = opacities[:, 0]
         if ("colors" in names) == ("sh" in names):
-            raise ValueError(f"{packed}: must hold either colors or sh, got {', '.join(sorted(names)) or 'nothing'}")
-        colors = _tensor(file, packed, "colors" if "colors" in names else "sh")
+            raise ValueError(f"{path}: must hold either colors or sh, got {', '.join(sorted(names)) or 'nothing'}")
+        colors = _tensor(file, path, "colors" if "colors" in names else "sh")
     degree = None
     if "sh" in names:
         degrees = {1: 0, 4: 1, 9: 2, 16: 3, 25: 4}
         if colors.dim() != 3 or colors.shape[1] not in degrees or colors.shape[2] != 3:
-            raise ValueError(f"{packed}: sh must be [N, K, 3], K one of 1, 4, 9, 16, 25; got {list(colors.shape)}")
+            raise ValueError(f"{path}: sh must be [N, K, 3], K one of 1, 4, 9, 16, 25; got {list(colors.shape)}")
         degree = degrees[colors.shape[1]]
     try:
         return Identity(opacities, colors, degree)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{packed}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _identity_file(folder: Path) -> Path:
+    ply, packed = folder / "identity.ply", folder / "identity.safetensors"
+    if ply.exists() and packed.exists():
+        raise ValueError(f"{folder}: holds identity.ply and identity.safetensors; keep the one to read")
+    return ply if ply.exists() else packed
 
 
 # --- motion ----------------------------------------------------------------------------------------------------------
@@ -170,12 +191,16 @@ _WIDTHS = {"means": 3, "quats": 4, "scales": 3}
 
 
 def _open_motion(folder: Path, n_gaussians: int) -> _MotionFile | _MotionFiles:
+    place = _motion_place(folder)
+    return (_MotionFiles if place.is_dir() else _MotionFile)(place, n_gaussians)
+
+
+def _motion_place(folder: Path) -> Path:
+    """The file or the folder."""
     one, many = folder / "motion.safetensors", folder / "motion"
     if one.exists() and many.exists():
         raise ValueError(f"{folder}: holds motion.safetensors and the folder motion; keep the one to read")
-    if many.is_dir():
-        return _MotionFiles(many, n_gaussians)
-    return _MotionFile(one, n_gaussians)
+    return many if many.is_dir() else one
 
 
 # --- backgrounds -----------------------------------------------------------------------------------------------------
@@ -209,17 +234,8 @@ class _BackgroundFilm:
     """Frames of a film, which are asked for in order."""
 
     def __init__(self, path: Path, n_frames: int, size: tuple[int, int]) -> None:
-        require_av()
-        import av
-
         self._path, self._size, self._n = path, size, n_frames
-        try:
-            self._container = av.open(str(check_regular(path)))
-        except av.error.FFmpegError as error:
-            raise ValueError(f"{path}: cannot be read as a film: {error.strerror}") from None
-        stream = self._container.streams.video[0] if self._container.streams.video else None
-        if stream is None:
-            raise ValueError(f"{path}: holds no pictures")
+        self._container, stream = _open_film(path)
         if (stream.height, stream.width) != size:
             raise _wrong_size(path, (stream.height, stream.width), size)
         self._frames: Iterator[Any] = self._container.decode(stream)
@@ -238,9 +254,8 @@ class _BackgroundFilm:
         self._container.close()
 
 
-def _open_backgrounds(
-    folder: Path, n_frames: int, size: tuple[int, int]
-) -> _StillBackground | _BackgroundImages | _BackgroundFilm:
+def _background_place(folder: Path) -> Path:
+    """The film, the picture or the folder."""
     names = ("background.mp4", *(f"background{suffix}" for suffix in IMAGES), "backgrounds")
     there = [folder / name for name in names if (folder / name).exists()]
     if len(there) != 1:
@@ -249,12 +264,50 @@ def _open_backgrounds(
             f"{folder}: must hold one of background.mp4, background.png and the folder backgrounds, "
             f"{'has ' + found if there else 'has none'}"
         )
-    path = there[0]
+    return there[0]
+
+
+def _open_backgrounds(
+    folder: Path, n_frames: int, size: tuple[int, int]
+) -> _StillBackground | _BackgroundImages | _BackgroundFilm:
+    path = _background_place(folder)
     if path.is_dir():
         return _BackgroundImages(path, n_frames, size)
     if path.suffix == ".mp4":
         return _BackgroundFilm(path, n_frames, size)
     return _StillBackground(path, size)
+
+
+def _open_film(path: Path) -> tuple[Any, Any]:
+    """PyAV's container and its first stream of pictures."""
+    require_av()
+    import av
+
+    try:
+        container = av.open(str(check_regular(path)))
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{path}: cannot be read as a film: {error.strerror}") from None
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f"{path}: holds no pictures")
+    return container, container.streams.video[0]
+
+
+def _film_size(path: Path) -> tuple[int, int]:
+    container, stream = _open_film(path)
+    with container:
+        return stream.height, stream.width
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """By its header; the pixels are not read."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(check_regular(path)) as image:
+            return image.height, image.width
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: is not a picture that can be read") from None
 
 
 def _image(path: Path, size: tuple[int, int]) -> Tensor:

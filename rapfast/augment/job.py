@@ -24,7 +24,7 @@ from .assets import Budget, FrameAssets, FrameShapes
 from .compositing import to_yuv420
 from .difficulties import ParameterSet
 from .films import FilmOptions, Films, FilmTarget
-from .output import OutputFolder, check_video_name
+from .output import OutputFolder, TakenError, check_video_name
 from .provider import Identity, Motion, Provider, Video, Viewpoint
 from .rendering import Features, FrameRenderer
 from .viewpoints import drawn_viewpoint, frame_seed, set_seed
@@ -78,7 +78,7 @@ class Film:
 
 @dataclass(frozen=True)
 class Failure:
-    """A video that could not be rendered, and why; the others were."""
+    """A video that could not be rendered, or some of whose films others hold, and why; the others were."""
 
     video: str
     error: Exception
@@ -170,8 +170,9 @@ class AugmentationJob:
     def run(
         self, videos: Sequence[str], folder: OutputFolder, progress: Progress | None = None, *, overwrite: bool = False
     ) -> Summary:
-        """Make every film that is not in `folder`. A video that cannot be read is noted in the summary, and the others
-        are rendered; what fails while films are written (a full disk) ends the job. Films that are finished stay.
+        """Make every film that is not in `folder`. A video that cannot be read is noted in the summary, as are films
+        that another process is writing or another shard has made, and the others are rendered; what fails while films
+        are written (a full disk) ends the job. Films that are finished stay.
 
         With `overwrite` films are made anew, and replaced where the folder knows nothing of them.
         """
@@ -196,6 +197,22 @@ class AugmentationJob:
         return self.summary
 
     def _video(self, name: str, sets: Sequence[ParameterSet], folder: OutputFolder, progress: Progress) -> None:
+        taken: list[Exception] = []
+        free = []
+        for s in sets:  # before anything is loaded, which may be for nothing
+            with _noting(taken):
+                folder.check((s.name, name))
+                free.append(s)
+        if free:
+            self._render_video(name, free, folder, progress, taken)
+        if taken:
+            more = f" (and {len(taken) - 1} more of its films likewise)" if len(taken) > 1 else ""
+            raise VideoError(f"video {name}: {taken[0]}{more}") from taken[0]
+
+    def _render_video(
+        self, name: str, sets: Sequence[ParameterSet], folder: OutputFolder, progress: Progress,
+        taken: list[Exception],
+    ) -> None:  # fmt: skip
         counts = self.summary.counts
         with _of(name):
             self.provider.check_video(name)
@@ -220,7 +237,7 @@ class AugmentationJob:
             size = -(-len(sets) // -(-len(sets) // self.sets_together))
             for first in range(0, len(sets), size):
                 self._render_sets(name, video, identity, assets, sets[first : first + size], folder,
-                                  partial(progress, name, "render"), (first, len(sets)))  # fmt: skip
+                                  partial(progress, name, "render"), (first, len(sets)), taken)  # fmt: skip
         finally:
             video.close()
 
@@ -266,27 +283,35 @@ class AugmentationJob:
     def _render_sets(
         self, name: str, video: Video, identity: Identity, assets: FrameAssets, sets: Sequence[ParameterSet],
         folder: OutputFolder, progress: Callable[[int, int], None], of_sets: tuple[int, int],
+        taken: list[Exception],
     ) -> None:  # fmt: skip
-        """The films of some sets, side by side."""
+        """The films of some sets, side by side; those that others have are noted in `taken`."""
         start = time.perf_counter()
         counts, view = self.summary.counts, video.viewpoint
         fps, n_frames = video.fps or DEFAULT_FPS, video.n_frames
         words = [set_seed(self.seed, s.difficulty_name, s.draw, name) for s in sets]
         with _of(name):
             viewmats, Ks = self._cameras(video, sets, words, fps)
-        frames_at_once = max(1, self.views // len(sets))
-        renderer = FrameRenderer(self.provider, identity, (view.width, view.height), frames_at_once)
         pngs = self.film_options.pngs
-        targets = []
+        targets, ours = [], []
         fixed = self.provider.draws_cameras
-        for s, set_words in zip(sets, words, strict=True):
+        for i, (s, set_words) in enumerate(zip(sets, words, strict=True)):
             entry = {
                 "frames": n_frames, "fps": fps, "width": view.width, "height": view.height, "pngs": pngs,
                 "viewpoint": drawn_viewpoint(s.difficulty, set_words) if fixed else None,
                 "difficulty": s.difficulty_name, "draw": s.draw, "fixed_viewpoint": fixed, "base": _as_json(view),
             }  # fmt: skip
             key = s.name, name
-            targets.append(FilmTarget(folder.begin(key, pngs), partial(folder.finish, key, entry)))
+            with _noting(taken):
+                targets.append(FilmTarget(folder.begin(key, pngs), partial(folder.finish, key, entry)))
+                ours.append(i)
+        if not ours:
+            return
+        if len(ours) < len(sets):
+            sets, words = [sets[i] for i in ours], [words[i] for i in ours]
+            viewmats, Ks = viewmats[:, ours], Ks[:, ours]
+        frames_at_once = max(1, self.views // len(sets))
+        renderer = FrameRenderer(self.provider, identity, (view.width, view.height), frames_at_once)
         try:
             with self._writer(targets, view.width, view.height, fps, self.device, self.film_options) as films:
                 with torch.inference_mode():
@@ -366,6 +391,15 @@ def _of(video: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise VideoError(f"video {video}: {_told(error)}") from error
+
+
+@contextmanager
+def _noting(taken: list[Exception]) -> Iterator[None]:
+    """That another process is writing a film, or another shard has made it, which ends nothing else."""
+    try:
+        yield
+    except (BlockingIOError, TakenError) as error:
+        taken.append(error)
 
 
 @contextmanager

@@ -53,6 +53,10 @@ def check_video_name(name: str) -> str:
     return name
 
 
+class TakenError(ValueError):
+    """A film that is there and not this shard's. Others can be made."""
+
+
 class OutputFolder:
     """The films of an output folder, locked while a `with` block runs.
 
@@ -123,16 +127,31 @@ class OutputFolder:
             raise
         return self
 
+    def check(self, key: Key) -> None:
+        """Raise where a film is there of which nothing is known: TakenError in a shard, where it is most likely another
+        one's, else ValueError."""
+        path = film_path(self.root, *key)
+        if not path.exists() or key in self._begun:
+            return
+        unknown = f"{path}: is there already, and {self.params.name} does not say how it was made"
+        if self.part_id is not None:
+            raise TakenError(f"{unknown}, so it may be another shard's: give each shard videos of its own")
+        raise ValueError(f"{unknown}; move it, name another folder or give --overwrite")
+
     def begin(self, key: Key, frames: bool) -> Path:
-        """Make the folders of a film that is about to be written, and clear away what a killed process left."""
+        """Make the folders of a film that is about to be written, and clear away what a killed process left.
+
+        Raises:
+            BlockingIOError: another process is writing it. TakenError, ValueError: as `check`.
+        """
         path = film_path(self.root, *key)
         make_folder(png_folder(path) if frames else path.parent)
         self._held[key] = lock_folder(path.parent, "this film")
-        if path.exists() and key not in self._begun:
-            raise ValueError(
-                f"{path}: is there already, and {self.params.name} does not say how it was made; move it, name another "
-                "folder or give --overwrite"
-            )
+        try:
+            self.check(key)  # again: another may have finished it a moment ago
+        except ValueError:
+            self.leave(key)
+            raise
         left_over = re.compile(rf"\.[0-9a-f]{{12}}-(?:{re.escape(path.name[-40:])}|\d{{6}}\.png)")
         for folder in (path.parent, png_folder(path)) if frames else (path.parent,):
             for name in os.listdir(folder):

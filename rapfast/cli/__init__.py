@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from .._version import __version__
 from .common import Command, sentence
 
 __all__ = ["main"]
@@ -40,7 +41,7 @@ rapfast convert scene.ply scene.spz
   another file format
 
 rapfast info
-  versions, devices, what is missing
+  versions, devices, what is missing; rapfast --version: that of rapfast alone
 
 rapfast profile -- render scene.ply --orbit 24 --out pictures
   where the time and the memory of a command go; also: rapfast bench, compare, tune
@@ -57,6 +58,9 @@ _EXPECTED = (OSError, ValueError, TypeError, ImportError, RuntimeError, NotImple
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: sys.argv[1:]) and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"rapfast {__version__}")
+        return 0
     try:
         command = parse(arguments)
     except SystemExit as stop:  # help was shown, or tyro explained what it could not parse

@@ -28,7 +28,7 @@ from ..augment import (
 from ..augment.output import check_video_name
 from ..media import require_av
 from .augment_report import FrameProgress, failure_sentence, plan_table, summary_lines
-from .common import Command, parse_bytes, parse_device
+from .common import Command, check_file, parse_bytes, parse_device, typed
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
@@ -189,7 +189,9 @@ class Augment(Command):
                 "--tracked_root must name the folder of the tracked videos; to try the command without any, give "
                 "--provider synthetic"
             )
-        return load_provider(self.provider, self.tracked_root, _arguments(self.provider_args))
+        arguments = _arguments(self.provider_args)
+        with typed("provider", "--provider"):
+            return load_provider(self.provider, self.tracked_root, arguments)
 
     def _job(self, provider: Provider, sets: list[ParameterSet], device: torch.device) -> AugmentationJob:
         return AugmentationJob(
@@ -241,6 +243,7 @@ class Augment(Command):
     def _videos(self) -> list[str]:
         names = list(self.video_list)
         if self.video_list_file is not None:
+            check_file(self.video_list_file, "--video_list_file")
             try:
                 lines = self.video_list_file.read_text(encoding="utf-8").splitlines()
             except UnicodeDecodeError:
@@ -254,7 +257,7 @@ class Augment(Command):
         known: dict[str, Difficulty] = dict(DIFFICULTIES)
         names = self.difficulties or tuple(DIFFICULTIES)
         if self.difficulties_file is not None:
-            own = read_difficulties(self.difficulties_file)
+            own = read_difficulties(check_file(self.difficulties_file, "--difficulties_file"))
             known |= own
             names = self.difficulties or tuple(own)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import torch
 import tyro
 
 from ..io.atomic import atomic_path, check_writable
-from .common import Command, parse_device
+from .common import Command, installed, parse_device
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the repository, where this is a checkout."""
@@ -88,7 +87,7 @@ class Bench(Command):
                 f"the benchmark suite is part of rapfast's repository, and there is no {ROOT / 'bench'}: run this in a "
                 "checkout (pip install -e '.[bench]'), or `rapfast bench quick`, which needs nothing"
             )
-        if missing := [name for name in ("pytest", "pytest_benchmark") if importlib.util.find_spec(name) is None]:
+        if missing := [name for name in ("pytest", "pytest_benchmark") if not installed(name)]:
             raise ImportError(f"the benchmark suite needs {' and '.join(missing)}: pip install 'rapfast[bench]'")
         if self.device.startswith("cuda:"):
             raise ValueError(

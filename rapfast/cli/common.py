@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +45,36 @@ def sentence(error: BaseException) -> str:
     else:
         text = str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def typed(argument: str, option: str) -> Iterator[None]:
+    """While a `with` block runs, the library's sentences about an argument are about the option that was typed."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as error:
+        text = str(error)
+        if not text.startswith(f"{argument} "):
+            raise
+        # not of the error's own type, which a provider may have made and others may not be able to
+        kind = next(kind for kind in (ValueError, TypeError, ImportError) if isinstance(error, kind))
+        raise kind(option + text.removeprefix(argument)) from error
+
+
+def check_file(path: Path, option: str) -> Path:
+    """`path`, once there is something to read; the reader's own sentence would not say which option it came by."""
+    if not path.exists():
+        raise FileNotFoundError(f"{option}: there is no file {str(path)!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{option} must be a file, got the folder {str(path)!r}")
+    return path
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of its name without code, as caches leave one behind after pip
+    uninstall, can be too, and is none: it has no origin."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import tyro
 from .. import media, procedural
 from ..io import save_scene
 from ..profiling import section
-from .common import Command, parse_device, parse_size
+from .common import Command, installed, parse_device, parse_size, typed
 from .output import BackgroundWriter, prepare_folder
 from .progress import Progress
 from .render import Options, render_batches
@@ -97,12 +96,12 @@ class Demo(Command):
             folder, size = prepare_folder(self.out, self.overwrite), (width, height)
             appearance_demo(folder, self.views, size, self.gaussians, self.seed, self.batch, device, self.save_scene)
             return
-        film = not self.no_video and importlib.util.find_spec("av") is not None
+        film = not self.no_video and installed("av")
         if not film and not self.no_video:
             print("note: no film, as PyAV is not installed: pip install 'rapfast[video]'", file=sys.stderr)
         folder = prepare_folder(self.out, self.overwrite)
         start = time.perf_counter()
-        with section("make scene"):
+        with section("make scene"), typed("n_gaussians", "--gaussians"):
             made = procedural.room(self.gaussians, self.seed)
         print(f"a room of {len(made):,} Gaussians, made in {time.perf_counter() - start:.1f} s")
         cameras = procedural.room_cameras(self.views, width, height, self.seed)

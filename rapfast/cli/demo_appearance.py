@@ -13,6 +13,7 @@ from .. import media, procedural
 from ..postprocess import PostProcess
 from ..procedural.appearance import LIGHTINGS
 from ..profiling import count, section
+from .common import typed
 from .output import BackgroundWriter
 from .progress import Progress
 
@@ -31,11 +32,8 @@ def appearance_demo(
     """
     width, height = size
     start = time.perf_counter()
-    try:
-        with section("make scene"):
-            lit = procedural.lit_room(n, seed)
-    except ValueError as error:
-        raise ValueError(str(error).replace("n_gaussians", "--gaussians")) from None
+    with section("make scene"), typed("n_gaussians", "--gaussians"):
+        lit = procedural.lit_room(n, seed)
     scene = procedural.appearance_room(lit=lit)
     print(
         f"a room of {len(scene):,} Gaussians under {len(lit.sh)} lightings, made in {time.perf_counter() - start:.1f} s"

@@ -18,7 +18,7 @@ import tyro
 from ..io.atomic import check_writable
 from ..profiling import Profiler, records, section
 from ..profiling.table import print_table
-from .common import Command, cuda_ready, parse_device
+from .common import Command, cuda_ready, parse_device, typed
 
 
 @dataclass(kw_only=True)
@@ -73,7 +73,8 @@ class Profile(Command):
             return stop.code if isinstance(stop.code, int) else 2
         device = _device(command)
         name, words = self.words[0], ["rapfast", *self.words]
-        profiler = Profiler(device, memory=not self.no_memory, stages=not self.no_stages, trace=self.trace)
+        with typed("trace", "--trace"):
+            profiler = Profiler(device, memory=not self.no_memory, stages=not self.no_stages, trace=self.trace)
         for i in range(self.warmups):
             print(f"warm-up {i + 1} of {self.warmups}", file=sys.stderr)
             with _elsewhere(command) as again:

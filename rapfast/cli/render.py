@@ -95,8 +95,8 @@ class Render(Command):
     background: Annotated[str, tyro.conf.arg(metavar="COLOUR|FILE")] = "black"
     """R,G,B in 0..1, black, white, or a picture (stretched to the views' size)."""
 
-    depth: Literal["png", "npy"] = "png"
-    """File format of depth maps."""
+    depth: Literal["png", "npy"] | None = None
+    """File format of depth maps, with a --mode that has them; default: png."""
 
     antialiased: bool = False
     """For scenes trained with the antialiased mode (Mip-Splatting)."""
@@ -122,13 +122,24 @@ class Render(Command):
         check_batch(self.batch, self.tuning)
         if not 0 < self.distance < float("inf"):
             raise ValueError(f"--distance must be above 0, got {self.distance:g}")
+        if not -90 < self.elevation < 90:
+            raise ValueError(f"--elevation must be above -90 and below 90 degrees, got {self.elevation:g}")
+        if not self.near <= self.far:  # NaN is neither
+            raise ValueError(f"--near must not exceed --far, got {self.near:g} and {self.far:g}")
         if self.video and not 0 < self.fps <= 1000:
             raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps:g}")
         if self.video and "RGB" not in self.mode:
             raise ValueError(f"--video needs colours, and --mode {self.mode} has none")
+        if self.depth is not None and self.mode == "RGB":
+            raise ValueError(f"--depth {self.depth} needs depth maps, and --mode {self.mode} has none: give RGB+ED")
         if self.video:
             media.require_av()
         device = parse_device(self.device)
+        if self.backend == "gsplat" and device.type != "cuda":
+            raise ValueError(
+                f"--backend gsplat needs a GPU, and --device {self.device} means the CPU: use --backend rapfast or "
+                "reference"
+            )
         background = parse_background(self.background)
         count = self._orbit_count()
         groups = None if count else views.load_cameras(self.cameras, size)

@@ -33,6 +33,7 @@ from .rvs_views import Positions, RandomViews, camera_to_world, given_positions,
 
 KINDS = {"default": "default", "xz": "xz_plane", "uniform": "uniform_sphere", "sphere": "uniform_sphere"}
 DISTANCE = 0.2
+ATTEMPTS = 8
 
 _ELSEWHERE = ("out", "batch", "tuning", "cache", "refresh", "device", "overwrite", "debug")
 """Options that decide where and how, not what: the manifest leaves them out."""
@@ -137,8 +138,8 @@ class Rvs(Command):
     brisque: Annotated[float | None, tyro.conf.arg(metavar="T")] = None
     """Draw poses until a view's BRISQUE score (low is good), at weight 1, is below T."""
 
-    attempts: Annotated[int, tyro.conf.arg(metavar="K")] = 8
-    """At most this many poses for a view, with --brisque; then the best is taken."""
+    attempts: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    """With --brisque: at most this many poses for a view, then the best is taken; default: 8."""
 
     format: Literal["png", "jpeg"] = "png"
     """Of the pictures."""
@@ -149,8 +150,8 @@ class Rvs(Command):
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Keep feature maps and views here, for other runs. Only views drawn before are found again."""
 
-    refresh: Literal["always", "changed"] = "changed"
-    """With --cache: render every view, or those alone that are not there."""
+    refresh: Literal["always", "changed"] | None = None
+    """With --cache: render every view, or those alone that are not there; default: changed."""
 
     precision: Literal["fp16", "fp32"] | None = None
     """Of the networks; default: fp16 on a GPU, fp32 on the CPU."""
@@ -188,12 +189,12 @@ class Rvs(Command):
             scene, cameras, references, positions, sampler, keep=keep,
             saved_size=resize or (cameras.width, cameras.height),
             seed=self.seed, weights=self.weights, batch=batch, max_memory=max_memory, precision=self.precision,
-            brisque=None if self.brisque is None else (self.brisque, self.attempts),
+            brisque=None if self.brisque is None else (self.brisque, self._attempts()),
         )  # fmt: skip
         with (
             _notes(),
             SetFolder(self.out, settings, self.views, overwrite=self.overwrite) as folder,
-            views.cached(self.cache, self.refresh),
+            views.cached(self.cache, self.refresh or "changed"),
         ):
             todo = [i for i in range(self.views) if i not in folder.views]
             if len(todo) < self.views:
@@ -240,8 +241,9 @@ class Rvs(Command):
     def _check(self) -> tuple[tuple[int, int] | None, ...]:
         check_batch(self.batch, self.tuning)
         for name in ("views", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"--seed must be within 0..2^64 - 1, got {self.seed}")
         if not 1 <= self.quality <= 100:
@@ -268,9 +270,16 @@ class Rvs(Command):
             raise ValueError("--validation-poses needs --min-distance, --min-angle or both")
         if self.brisque is not None and not math.isfinite(self.brisque):
             raise ValueError(f"--brisque must be a finite score, got {self.brisque:g}")
+        if self.attempts is not None and self.brisque is None:
+            raise ValueError("--attempts needs --brisque, the score that poses are drawn for")
+        if self.refresh is not None and self.cache is None:
+            raise ValueError("--refresh needs --cache, the folder whose views it is about")
         weight_range("--weights", self.weights)
         texts = (("--size", self.size), ("--resize", self.resize), ("--reference-size", self.reference_size))
         return tuple(parse_size(text, option) if text else None for option, text in texts)
+
+    def _attempts(self) -> int:
+        return ATTEMPTS if self.attempts is None else self.attempts
 
     def _keep(self) -> FarFrom | None:
         if self.validation_poses is None:
@@ -320,7 +329,7 @@ class Rvs(Command):
             "size": [cameras.width, cameras.height],
             "resize": resize,
             "brisque": self.brisque,
-            "attempts": None if self.brisque is None else self.attempts,
+            "attempts": None if self.brisque is None else self._attempts(),
             "format": self.format if self.format == "png" else f"jpeg {self.quality}",
             "precision": self.precision,
         }

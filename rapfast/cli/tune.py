@@ -116,7 +116,8 @@ class Tune(Command):
         )  # fmt: skip
         tuning.save(target, entry)
         bound = "" if best.max_memory is None else f", in at most {best.max_memory / 2**20:,.0f} MiB"
-        print(f"best: {best.batch} views in a call{bound} ({1e3 / best.ms_per_view:,.0f} views per second) -> {target}")
+        calls = f"{best.batch} view{'' if best.batch == 1 else 's'} in a call"
+        print(f"best: {calls}{bound} ({1e3 / best.ms_per_view:,.0f} views per second) -> {target}")
 
     def _renderer(
         self, size: tuple[int, int] | None, device: torch.device

@@ -27,6 +27,8 @@ def load_cameras(text: str, size: tuple[int, int] | None) -> list[Cameras]:
 def orbit_count(text: str) -> int | None:
     """N of "orbit:N"; None where `text` is something else."""
     match = re.fullmatch(r"orbit:(\d+)", text)
+    if match is None and text.partition(":")[0] == "orbit" and not Path(text).exists():
+        raise ValueError(f"--cameras orbit:N needs the number of views, as orbit:24, got {text!r}")
     return int(match[1]) if match else None
 
 

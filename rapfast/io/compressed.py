@@ -165,6 +165,10 @@ def check_density(path: Path, count: int, size: int) -> None:
 def _gsply(path: PathLike) -> Any:
     try:
         import gsply
+
+        if getattr(gsply, "__file__", None) is None:
+            # numba's cache keeps the folder after pip uninstall, and Python imports that as a namespace package
+            raise ModuleNotFoundError("gsply")
     except ModuleNotFoundError:
         raise ImportError(f"{path}: compressed scene formats need gsply: pip install 'rapfast[formats]'") from None
     except Exception as error:  # noqa: BLE001 - numba refuses some numpy versions and unwritable caches in its own ways

@@ -34,6 +34,8 @@ def detect_format(path: PathLike) -> str:
     path = check_regular(path)
     with open_regular(path) as file:
         magic = file.read(4)
+    if not magic:
+        raise ValueError(f"{path}: is an empty file; scenes are read from {_KNOWN}")
     if magic[:3] == b"ply":
         return "compressed.ply" if read_header(path).is_compressed else "ply"
     if magic[:2] == b"\x1f\x8b" or magic == b"NGSP":

@@ -1,0 +1,7 @@
+"""`python -m rapfast`, the same as `rapfast`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
