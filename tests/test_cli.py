@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 
 import rapfast
 from rapfast import Cameras, PostProcess, load_ply, procedural, rasterization, save_ply
-from rapfast.cli import output, views
+from rapfast.cli import output, render, views
 from rapfast.cli.common import installed, parse_size, sentence
 
 
@@ -404,3 +406,24 @@ def test_room_scene_orbits(tmp_path):
         == 0
     )
     assert os.path.getsize(tmp_path / "o" / "orbit_0000.png") > 500
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGB+ED", "ED"])
+def test_gsplat_is_asked_for_what_it_has(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no post-processing, and no background with packed=True: here the reference stands in for it."""
+    met = []
+
+    def stand_in(*scene: Any, backend: str, postprocess: Any, packed: bool, **options: Any) -> Any:
+        met.append((backend, postprocess, packed))
+        return rasterization(*scene, backend="reference", packed=packed, **options)
+
+    scene, cameras = procedural.room(4000, 0), procedural.room_orbit(2, 48, 32)
+    options = render.Options(mode, background=(0.2, 0.4, 0.6))
+    want = list(render.render_batches(scene, cameras, options, 2))
+    monkeypatch.setattr(render, "rasterization", stand_in)
+    got = list(render.render_batches(scene, cameras, replace(options, backend="gsplat"), 2))
+    assert met == [("gsplat", None, False)]
+    for x, y in zip((*got[0].images, *got[0].depths), (*want[0].images, *want[0].depths), strict=True):
+        assert (x is None) == (y is None)
+        if x is not None:
+            assert x.dtype == y.dtype and float(np.mean(np.abs(x.astype(float) - y) > 1)) < 0.01

@@ -242,8 +242,10 @@ class Batch:
 def render_batches(scene: Scene, cameras: Cameras, options: Options, batch: int) -> Iterator[Batch]:
     """Render all cameras, in order, `batch` of them in each call of rasterization()."""
     color, depth = "RGB" in options.mode, options.mode != "RGB"
+    # gsplat has no post-processing, and takes no background with packed=True.
+    by_gsplat = options.backend == "gsplat"
     # Bytes come straight out of the composite where no depth shares the image with the colours.
-    post = PostProcess(clamp=(0.0, 1.0), dtype=None if depth else torch.uint8) if color else None
+    post = PostProcess(clamp=(0.0, 1.0), dtype=None if depth else torch.uint8) if color and not by_gsplat else None
     plate = _plate(options.background, cameras, scene.device) if color else None
     for first in range(0, len(cameras), batch):
         part = cameras[first : first + batch].to(scene.device)
@@ -256,12 +258,12 @@ def render_batches(scene: Scene, cameras: Cameras, options: Options, batch: int)
                 near_plane=options.near, far_plane=options.far, sh_degree=scene.sh_degree if color else None,
                 backgrounds=None if plate is None else plate.expand(len(part), *plate.shape[1:]),
                 render_mode=options.mode, rasterize_mode="antialiased" if options.antialiased else "classic",
-                backend=options.backend, postprocess=post, max_memory=options.max_memory,
+                packed=not by_gsplat, backend=options.backend, postprocess=post, max_memory=options.max_memory,
             )  # fmt: skip
         with section("download"):
             pixels = out.cpu().numpy()
         nothing = [None] * len(part)
-        images = media.to_uint8(pixels[..., :3]) if color else nothing
+        images = media.to_uint8(pixels[..., :3]) if color else nothing  # which clamps
         yield Batch(images, pixels[..., -1] if depth else nothing, time.perf_counter() - start)
 
 
