@@ -65,14 +65,15 @@ class Render(Command):
     orbit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Make N cameras on a circle around the scene."""
 
-    up: Literal["-y", "y", "z", "-z", "x", "-x"] = "-y"
-    """Axis that points up, for an orbit. Captures through COLMAP are mostly -y, rooms of `rapfast demo` z."""
+    up: Literal["-y", "y", "z", "-z", "x", "-x"] | None = None
+    """Axis that points up, for an orbit; default: -y. Captures through COLMAP are mostly -y, rooms of `rapfast demo`
+    z."""
 
-    elevation: float = 15.0
-    """Degrees the orbit looks down by."""
+    elevation: float | None = None
+    """Degrees the orbit looks down by; default: 15."""
 
-    distance: float = 1.0
-    """Distance of the orbit: 1 fits the bulk of the scene, 0.5 is twice as near."""
+    distance: float | None = None
+    """Distance of the orbit: 1 (the default) fits the bulk of the scene, 0.5 is twice as near."""
 
     size: Annotated[str | None, tyro.conf.arg(metavar="WxH")] = None
     """WIDTHxHEIGHT in pixels. Default: as the cameras say, 854x480 for an orbit."""
@@ -89,8 +90,8 @@ class Render(Command):
     video: bool = False
     """Write an MP4 as well."""
 
-    fps: float = 30.0
-    """Frames per second of the film."""
+    fps: float | None = None
+    """Frames per second of the film, with --video; default: 30."""
 
     background: Annotated[str, tyro.conf.arg(metavar="COLOUR|FILE")] = "black"
     """R,G,B in 0..1, black, white, or a picture (stretched to the views' size)."""
@@ -120,13 +121,15 @@ class Render(Command):
         """Check everything that can be checked, then render."""
         size = parse_size(self.size) if self.size else None
         check_batch(self.batch, self.tuning)
-        if not 0 < self.distance < float("inf"):
+        if self.distance is not None and not 0 < self.distance < float("inf"):
             raise ValueError(f"--distance must be above 0, got {self.distance:g}")
-        if not -90 < self.elevation < 90:
+        if self.elevation is not None and not -90 < self.elevation < 90:
             raise ValueError(f"--elevation must be above -90 and below 90 degrees, got {self.elevation:g}")
         if not self.near <= self.far:  # NaN is neither
             raise ValueError(f"--near must not exceed --far, got {self.near:g} and {self.far:g}")
-        if self.video and not 0 < self.fps <= 1000:
+        if self.fps is not None and not self.video:
+            raise ValueError(f"--fps {self.fps:g} needs --video, the film that it is of")
+        if self.fps is not None and not 0 < self.fps <= 1000:
             raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps:g}")
         if self.video and "RGB" not in self.mode:
             raise ValueError(f"--video needs colours, and --mode {self.mode} has none")
@@ -142,6 +145,9 @@ class Render(Command):
             )
         background = parse_background(self.background)
         count = self._orbit_count()
+        for name in ("up", "elevation", "distance"):
+            if count is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} needs an orbit: give --orbit N, or --cameras orbit:N")
         groups = None if count else views.load_cameras(self.cameras, size)
         with section("load scene"):
             scene = load_scene(self.scene)
@@ -150,7 +156,8 @@ class Render(Command):
                 f"{self.scene}: has no colours (spherical harmonics); only --mode D and ED can be rendered"
             )
         if groups is None:
-            groups = [views.orbit(scene, count, size or (854, 480), self.up, self.elevation, self.distance)]
+            elevation = 15.0 if self.elevation is None else self.elevation
+            groups = [views.orbit(scene, count, size or (854, 480), self.up or "-y", elevation, self.distance or 1.0)]
         folder = prepare_folder(self.out, self.overwrite)
         stems = iter(file_stems([name for group in groups for name in group.names or [None] * len(group)]))
         with section("upload scene"):
@@ -210,7 +217,7 @@ class Render(Command):
             yield None
             return
         name = f"video_{group.width}x{group.height}.mp4" if several else "video.mp4"
-        with media.VideoWriter(folder / name, group.width, group.height, self.fps) as film:
+        with media.VideoWriter(folder / name, group.width, group.height, self.fps or 30.0) as film:
             if film.padded:
                 print(f"note: {name} is padded to even sides, as H.264 needs", file=sys.stderr)
             yield film

@@ -33,7 +33,7 @@ from .rvs_views import Positions, RandomViews, camera_to_world, given_positions,
 
 KINDS = {"default": "default", "xz": "xz_plane", "uniform": "uniform_sphere", "sphere": "uniform_sphere"}
 DISTANCE = 0.2
-ATTEMPTS = 8
+ATTEMPTS, QUALITY = 8, 95
 
 _ELSEWHERE = ("out", "batch", "tuning", "cache", "refresh", "device", "overwrite", "debug")
 """Options that decide where and how, not what: the manifest leaves them out."""
@@ -144,8 +144,8 @@ class Rvs(Command):
     format: Literal["png", "jpeg"] = "png"
     """Of the pictures."""
 
-    quality: int = 95
-    """Of JPEG, 1 to 100; colours are not subsampled."""
+    quality: int | None = None
+    """With --format jpeg: 1 to 100, default 95; colours are not subsampled."""
 
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Keep feature maps and views here, for other runs. Only views drawn before are found again."""
@@ -235,7 +235,7 @@ class Rvs(Command):
         if self.format == "png":
             picture.save(buffer, format="PNG", compress_level=4)
         else:
-            picture.save(buffer, format="JPEG", quality=self.quality, subsampling=0)
+            picture.save(buffer, format="JPEG", quality=self._quality(), subsampling=0)
         return buffer.getvalue()
 
     def _check(self) -> tuple[tuple[int, int] | None, ...]:
@@ -246,7 +246,9 @@ class Rvs(Command):
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"--seed must be within 0..2^64 - 1, got {self.seed}")
-        if not 1 <= self.quality <= 100:
+        if self.quality is not None and self.format != "jpeg":
+            raise ValueError(f"--quality {self.quality} needs --format jpeg, got {self.format}")
+        if self.quality is not None and not 1 <= self.quality <= 100:
             raise ValueError(f"--quality must be within 1..100, got {self.quality}")
         for name in ("distance", "angle", "d_max", "min_distance"):
             value = getattr(self, name)
@@ -277,6 +279,9 @@ class Rvs(Command):
         weight_range("--weights", self.weights)
         texts = (("--size", self.size), ("--resize", self.resize), ("--reference-size", self.reference_size))
         return tuple(parse_size(text, option) if text else None for option, text in texts)
+
+    def _quality(self) -> int:
+        return QUALITY if self.quality is None else self.quality
 
     def _attempts(self) -> int:
         return ATTEMPTS if self.attempts is None else self.attempts
@@ -330,7 +335,7 @@ class Rvs(Command):
             "resize": resize,
             "brisque": self.brisque,
             "attempts": None if self.brisque is None else self._attempts(),
-            "format": self.format if self.format == "png" else f"jpeg {self.quality}",
+            "format": self.format if self.format == "png" else f"jpeg {self._quality()}",
             "precision": self.precision,
         }
         return own | software(device) | {"pillow": pillow}
