@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -134,6 +135,16 @@ def _parameter(what: tuple[str, ...], device: str, batch: int, backend: str, rea
 
 
 # --- the JSON's machine_info and commit_info -------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True, hookwrapper=True)  # before pytest-benchmark's, which is a wrapper too
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Of a run that is interrupted all that was measured is kept: the benchmark that was under way has no round, over
+    which pytest-benchmark stumbles when it writes the others."""
+    running = getattr(session.config, "_benchmarksession", None)
+    if running is not None:
+        running.benchmarks = [benchmark for benchmark in running.benchmarks if benchmark.stats.data]
+    yield
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

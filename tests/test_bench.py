@@ -314,6 +314,28 @@ def reduced_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text(
+        "def test_one(benchmark):\n    benchmark.pedantic(int, rounds=2)\n\n\n"
+        "def interrupt():\n    raise KeyboardInterrupt\n\n\n"
+        "def test_two(benchmark):\n    benchmark.pedantic(interrupt, rounds=2)\n"
+    )
+    kept = tmp_path / "run.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.conftest", "-p", "no:cacheprovider"]
+    command += [
+        "--device",
+        "cpu",
+        f"--benchmark-json={kept}",
+        f"--rootdir={tmp_path}",
+        "-c",
+        os.devnull,
+        str(tmp_path / "test_two.py"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert [b["name"] for b in json.loads(kept.read_text())["benchmarks"]] == ["test_one"]
+
+
 def test_records_of_a_reduced_run(reduced_run: dict[str, Any]) -> None:
     records = {(r["extra_info"]["backend"], r["extra_info"]["batch"]): r for r in reduced_run["benchmarks"]}
     assert set(records) == {("reference", 1), ("rapfast", 1), ("rapfast", 4)}
