@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.report_runs import newest_of_each
+
 Key = tuple[str, str, int]  # case, backend, batch
 
 
@@ -32,18 +34,15 @@ class Evidence:
     def records(self, direction: str, claim: str | None = None) -> dict[Key, dict[str, Any]]:
         """Of the newest run that has any of a direction ("rap-loop", "transfer", "claim", "augment"); of "fwd" each
         case and batch from the newest run that has it."""
-        records: dict[Key, dict[str, Any]] = {}
-        for run in reversed(self.runs):
-            known = {(case, batch) for case, _, batch in records}
-            records |= {
+        found = [
+            {
                 (info["case"], info["backend"], info["batch"]): info
                 for info in (benchmark["extra_info"] for benchmark in run["benchmarks"])
                 if info.get("direction") == direction and info.get("claim") == claim
-                if (info["case"], info["batch"]) not in known
             }
-            if records and direction != "fwd":
-                break
-        return records
+            for run in reversed(self.runs)
+        ]
+        return newest_of_each(found)[0] if direction == "fwd" else next(filter(None, found), {})
 
     def times(self, claim: str) -> dict[Key, float]:
         """Milliseconds of a unit."""

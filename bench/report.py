@@ -11,7 +11,6 @@ that it did not measure are those of the newest that did, and marked.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +29,9 @@ from bench.report_runs import (  # noqa: E402
     newest_runs,
     number,
     provenance,
-    read_run,
     table,
 )
+from bench.report_save import save  # noqa: E402
 
 DOCS_MARKERS = "<!-- benchmark results -->", "<!-- /benchmark results -->"
 README_MARKERS = "<!-- benchmark table -->", "<!-- /benchmark table -->"
@@ -506,48 +505,6 @@ def replace_between(path: Path, markers: tuple[str, str], content: str) -> None:
         raise ReportError(f"{path} must hold the lines {begin} and {end} once each, in this order")
     head, tail = text.split(begin)[0], text.split(end)[1]
     atomic_write(path, f"{head}{begin}\n\n{content}\n\n{end}{tail}".encode())
-
-
-def _joined(sources: list[Path]) -> dict[str, Any]:
-    """Runs of parts of the suite as one. What two of them measured comes from the first, with all that is compared with
-    it there: ratios compare records of one process. `parts` tells how many came from which.
-
-    Raises:
-        ReportError: they are of different machines, versions or commits.
-    """
-    runs = [json.loads(source.read_text(encoding="utf-8")) for source in sources]
-    for source, run in zip(sources[1:], runs[1:], strict=True):
-        for what, name in (("machine_info", "machine or versions"), ("commit_info", "commit")):
-            if run[what] != runs[0][what]:
-                raise ReportError(f"{source} is of another {name} than {sources[0]}: save it as a run of its own")
-    benchmarks, parts = [], []
-    for source, run in zip(sources, runs, strict=True):
-        known = {b["fullname"] for b in benchmarks}
-        again = {_compared(b) for b in run["benchmarks"] if b["fullname"] in known}
-        kept = [b for b in run["benchmarks"] if _compared(b) not in again]
-        benchmarks += kept
-        parts.append({"file": source.name, "datetime": run["datetime"], "benchmarks": len(kept)})
-    return runs[-1] | {"benchmarks": benchmarks, "datetime": max(run["datetime"] for run in runs), "parts": parts}
-
-
-def _compared(benchmark: dict[str, Any]) -> tuple[str, str, int]:
-    info = benchmark["extra_info"]
-    return info["direction"], info["case"], info["batch"]
-
-
-def save(sources: list[Path], results: Path) -> Path:
-    """Copies a run to <machine>-<date>.json under ``results``, with -2, -3 ... where that day has one already; several
-    runs as the parts of one."""
-    from rapfast.io.atomic import atomic_write
-
-    run = [read_run(source) for source in sources][-1]
-    n, target = 1, results / f"{run.slug}-{run.time[:10]}.json"
-    while target.exists():
-        n += 1
-        target = results / f"{run.slug}-{run.time[:10]}-{n}.json"
-    data = _joined(sources) if len(sources) > 1 else json.loads(sources[0].read_text(encoding="utf-8"))
-    atomic_write(target, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
-    return target
 
 
 def write(root: Path, with_plots: bool) -> list[str]:

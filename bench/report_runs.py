@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,22 +103,32 @@ PARTS = ("records", "backward", "appearance", "transfers", "augment")
 """Fields of a `Run`: what a run may be of alone."""
 
 
-def _completed(newest: Run, all_runs: list[Run]) -> Run:
-    """With what earlier runs of the machine measured of cases and batches that the newest did not: each of them whole
-    from one run, since ratios compare records of one."""
-    records, earlier = dict(newest.records), {}
-    same = [
-        run for run in all_runs if run.slug == newest.slug and run.machine.get("scale") == newest.machine.get("scale")
-    ]
-    for run in sorted(same, key=lambda run: run.time, reverse=True):
-        known = {(case, batch) for case, _, batch in records}
-        for (case, backend, batch), info in run.records.items() if run.time < newest.time else ():
-            if (case, batch) not in known:
+Records = dict[tuple[str, str, int], dict[str, Any]]
+"""extra_info by (case, backend, batch)."""
+
+
+def newest_of_each(runs: Iterable[Records]) -> tuple[Records, dict[tuple[str, int], int]]:
+    """Each case and batch as the first of the runs has it, whole, since ratios compare records of one run; and by
+    (case, batch) the number of that run. Runs are given newest first."""
+    records: Records = {}
+    whose: dict[tuple[str, int], int] = {}
+    for number, found in enumerate(runs):
+        for (case, backend, batch), info in found.items():
+            if whose.setdefault((case, batch), number) == number:
                 records[case, backend, batch] = info
-                earlier[case, batch] = f"rapfast {run.commit['id'][:10]}, {run.time[:10]}"
+    return records, whose
+
+
+def _completed(newest: Run, all_runs: list[Run]) -> Run:
+    """With what earlier runs of the machine measured of cases and batches that the newest did not."""
+    kind = newest.slug, newest.machine.get("scale")
+    earlier = [run for run in all_runs if (run.slug, run.machine.get("scale")) == kind and run.time < newest.time]
+    earlier.sort(key=lambda run: run.time, reverse=True)
+    records, whose = newest_of_each(run.records for run in (newest, *earlier))
+    names = ["", *(f"rapfast {run.commit['id'][:10]}, {run.time[:10]}" for run in earlier)]
     places = {case.name: i for i, case in enumerate(FULL)}
     in_order = sorted(records.items(), key=lambda item: (places.get(item[0][0], len(places)), item[0][2]))
-    return newest._replace(records=dict(in_order), earlier=earlier)
+    return newest._replace(records=dict(in_order), earlier={key: names[i] for key, i in whose.items() if i > 0})
 
 
 def newest_runs(results: Path) -> list[Run]:

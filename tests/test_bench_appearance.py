@@ -25,7 +25,7 @@ if not (ROOT / "bench" / "appearance.py").is_file():
     pytest.skip("bench/ is part of the repository, not of the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import appearance, measure, report, test_appearance  # noqa: E402
+from bench import appearance, measure, report, report_runs, test_appearance  # noqa: E402
 from bench.baselines.rap_loop import Camera, MapGenerator, Networks, RapLoop, ToNetworkInput, tf32  # noqa: E402
 
 
@@ -204,7 +204,7 @@ def test_records_of_a_reduced_run(reduced_run: dict[str, Any]) -> None:
 def test_the_report_reads_a_real_run(reduced_run: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps(reduced_run))
-    (section,) = {"\n".join(report.appearance_section(report.read_run(path), {}))}
+    (section,) = {"\n".join(report.appearance_section(report_runs.read_run(path), {}))}
     assert "| case | path | batch | reference | rapfast | rapfast-maps |" in section
     assert "| rap-room-25k-107x60 | to the CPU | 2 |" in section and "bar" not in section
 
@@ -234,7 +234,7 @@ def _run(tmp_path: Path, records: list[dict[str, Any]]) -> report.Run:
     }
     path = tmp_path / "run.json"
     path.write_text(json.dumps(data))
-    return report.read_run(path)
+    return report_runs.read_run(path)
 
 
 def _records() -> list[dict[str, Any]]:

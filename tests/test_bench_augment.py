@@ -16,7 +16,7 @@ if not (ROOT / "bench" / "augmentation.py").is_file():
     pytest.skip("bench/ is part of the repository, not of the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import augmentation, report, report_augment  # noqa: E402
+from bench import augmentation, report, report_augment, report_runs  # noqa: E402
 
 MACHINE = {
     "gpu": {"name": "NVIDIA H200", "driver": "580.65"},
@@ -42,7 +42,7 @@ def run_of(path: Path, found: list[dict[str, Any]]) -> report.Run:
     data = {"machine_info": MACHINE, "commit_info": {"id": "0123456789"}, "datetime": "2026-01-02",
             "benchmarks": [{"extra_info": info} for info in found]}  # fmt: skip
     path.write_text(json.dumps(data))
-    return report.read_run(path)
+    return report_runs.read_run(path)
 
 
 def test_the_table_tells_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_both_modes_are_measured(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = report.read_run(tmp_path / "run.json")
+    run = report_runs.read_run(tmp_path / "run.json")
     assert set(run.augment) == {("avatar-5k-64x64", mode, 1) for mode in ("subprocess", "batch", "job")}
     job = run.augment["avatar-5k-64x64", "job", 1]
     assert job["frames"] == augmentation.CASES["reduced"].frames and job["stages"]["render"] > 0

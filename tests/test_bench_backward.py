@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import floors, report, report_backward  # noqa: E402
+from bench import floors, report, report_backward, report_runs  # noqa: E402
 
 WORK = floors.Work(
     views=8, gaussians=200_000, records=13_000.0, visible=12_000.0, seen=9_000.0, rows=20_000.0, intersections=60_000.0,
@@ -35,7 +35,7 @@ def run_of(tmp_path: Path, benchmarks: list[dict[str, Any]]) -> report.Run:
         "machine_info": {"gpu": {"name": "NVIDIA H200", "driver": "580"}, "cpu": {"name": "C"}, "versions": versions},
         "commit_info": {"id": "0123456789abcdef"}, "datetime": "2026-01-02T03:04:05+00:00", "benchmarks": benchmarks,
     }))  # fmt: skip
-    return report.read_run(path)
+    return report_runs.read_run(path)
 
 
 def benchmarks(times: dict[str, tuple[float, float, float]]) -> list[dict[str, Any]]:

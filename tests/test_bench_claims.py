@@ -18,7 +18,7 @@ if not (ROOT / "bench" / "claims.py").is_file():
     pytest.skip("bench/ is part of the repository, not of the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import claims, report, training  # noqa: E402
+from bench import claims, report, report_runs, training  # noqa: E402
 
 MACHINE = {
     "gpu": {"name": "NVIDIA H200", "driver": "580"}, "cpu": {"name": "CPU", "cores": 16},
@@ -141,7 +141,7 @@ def test_the_report_writes_the_document_and_says_what_is_missing(tmp_path: Path)
     results = tmp_path / "bench" / "results"
     write_run(results, "2026-01-02", [claim("calls", "rapfast-maps", 8, 0.1, calls=13, views=100)])
     # a run of claims alone is a run, though of no table of the other documents
-    assert report.read_run(results / "2026-01-02.json").records == {}
+    assert report_runs.read_run(results / "2026-01-02.json").records == {}
     write_run(results, "2026-01-03", [record("fwd", "room-500k-854x480", "rapfast", 8, ms_per_view=0.05, peak_mib=1.0,
                                              visible_share=0.1, intersections_per_view=1.0)])  # fmt: skip
     report.main(["--root", str(tmp_path), "--no-plots"])

@@ -17,7 +17,7 @@ if not (ROOT / "bench" / "test_transfers.py").is_file():
     pytest.skip("bench/ is part of the repository, not of the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import report  # noqa: E402
+from bench import report, report_runs  # noqa: E402
 from rapfast.profiling import transfers  # noqa: E402
 
 MACHINE = {
@@ -48,7 +48,7 @@ def records() -> list[dict[str, Any]]:
 
 
 def test_the_report_sets_the_ways_side_by_side(tmp_path: Path) -> None:
-    run = report.read_run(write_run(tmp_path / "run.json", records()))
+    run = report_runs.read_run(write_run(tmp_path / "run.json", records()))
     section = "\n".join(report.transfer_section(run))
     assert "| 427x240 | 8 | the call returns | 0.400 | 0.320 | 0.125 | 0.100 | – | 1.25 | 4.00 | – |" in section
     assert "| 427x240 | 8 | it has arrived | 4.00 | 3.20 | 1.25 | 1.00 | – | 1.25 | 4.00 | – |" in section
