@@ -267,6 +267,7 @@ def rasterize_colored(
         raise NotImplementedError(
             f"max_memory={max_memory} is not supported where a gradient is wanted, nor inside torch.compile"
         )
+    draw = render_call_with_grad
     if means.device.type == "cuda":
         require_cuda(means)
         if torch.cuda.is_current_stream_capturing():
@@ -274,10 +275,9 @@ def rasterize_colored(
                 "a gradient is wanted, for which a count is read back, and nothing can be while a CUDA graph is "
                 "captured: capture under torch.no_grad(), or call outside of the capture"
             )
-    draw = render_call_with_grad
-    if means.is_cuda and torch.compiler.is_compiling():
-        # How much room a network's call takes a compiler cannot know: there is a break in the graph around it.
-        draw = uncompiled(draw)
+        if torch.compiler.is_compiling():
+            # How much room a network's call takes a compiler cannot know: there is a break in the graph around it.
+            draw = uncompiled(draw)
     return draw(inputs, settings, packed, postprocess, False, False, color_stage, by_view=not packed)
 
 

@@ -3,8 +3,8 @@
 A chunk of records at a time, only those whose colour has a gradient. All is computed in the scene's dtype. Where the
 forward has operands in half precision, the products of matrices on the way back are TF32, whose operands have float16's
 mantissa and float32's range. The layers before them are not: rounded operands open and close ReLUs that are near zero,
-and a few of those put a gradient off by more than all rounding on the way back. In full precision TF32 is off. Places on
-the maps and sums over the records of a view are float64.
+and a few of those put a gradient off by more than all rounding on the way back. In full precision TF32 is off. Places
+on the maps and sums over the records of a view are float64.
 """
 
 from __future__ import annotations

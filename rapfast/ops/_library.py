@@ -24,7 +24,7 @@ _uncompiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``torch.compiler.disable(function)``, made when a compiler first comes by: it loads the compiler, which takes as
-    long as loading torch."""
+    long as loading torch. (Of functools.cache a compiler warns.)"""
     if function not in _uncompiled:
         _uncompiled[function] = torch.compiler.disable(function)
     return _uncompiled[function]
