@@ -109,7 +109,7 @@ def wants_gradient(*values: Any) -> bool:
     return any(
         isinstance(tensor, Tensor) and tensor.requires_grad
         for value in values
-        for tensor in (value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value])
+        for tensor in (value if isinstance(value, Sequence) else [value])
     )
 
 
