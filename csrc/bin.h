@@ -31,11 +31,13 @@ void bin_cpu(const BinParams<T>& params, int threads);
 
 #if RAPFAST_WITH_CUDA
 // Tells bin_cuda() of each record what it needs to know and clears scratch.zero. A kernel that makes records may
-// do the one itself (cuda/tile_count.cuh), one before it the other.
-void count_cuda(const BinParams<float>& params, const BinScratch& scratch, cudaStream_t stream);
-TileCounting tile_counting(const BinParams<float>& params, const BinScratch& scratch);
+// do the one itself (cuda/tile_boxes.cuh), one before it the other.
+void boxes_cuda(const BinParams<float>& params, const BinScratch& scratch, cudaStream_t stream);
+TileBoxes tile_boxes(const BinParams<float>& params, const BinScratch& scratch);
 
-// Writes counts->n_intersections, zero at first; where that exceeds the capacity, every list is empty.
+// Writes counts->n_intersections; where that exceeds the capacity, every list is empty. It is then the number of pairs
+// to make room for, of which there may be more still: boxes touch regions that their ellipses miss, and where those
+// pairs have no room nothing else is counted.
 void bin_cuda(const BinParams<float>& params, const BinScratch& scratch, Counts* counts, cudaStream_t stream);
 #endif
 

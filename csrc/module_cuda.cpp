@@ -193,12 +193,13 @@ void color_net(const py::kwargs& kwargs) {
 
 int64_t bin_scratch_size(const py::kwargs& kwargs) {
   Arguments a(kwargs);
-  const int64_t n_images = a.get<int64_t>("n_images"), n_tiles = a.get<int64_t>("n_tiles");
+  const int64_t n_images = a.get<int64_t>("n_images");
+  const int64_t tiles_x = a.get<int64_t>("tiles_x"), tiles_y = a.get<int64_t>("tiles_y");
   const int64_t record_capacity = a.get<int64_t>("record_capacity");
   const int64_t capacity = a.get<int64_t>("capacity");
   a.finish();
   Arena arena(nullptr);
-  bin_scratch(arena, n_images, n_tiles, record_capacity, capacity);
+  bin_scratch(arena, n_images, region_grid(tiles_x, tiles_y), record_capacity, capacity);
   return arena.size();
 }
 
@@ -212,8 +213,8 @@ void bin(const py::kwargs& kwargs) {
   py::gil_scoped_release release;
   const DeviceGuard guard(place.device);
   const BinScratch scratch =
-      bin_scratch(arena, p.n_images, int64_t(p.tiles_x) * p.tiles_y, p.record_capacity, p.capacity);
-  count_cuda(p, scratch, place.stream);
+      bin_scratch(arena, p.n_images, region_grid(p.tiles_x, p.tiles_y), p.record_capacity, p.capacity);
+  boxes_cuda(p, scratch, place.stream);
   bin_cuda(p, scratch, counts, place.stream);
 }
 

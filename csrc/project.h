@@ -54,7 +54,7 @@ void views_cuda(const float* viewmats, const float* Ks, int64_t n_images,
 // Made of each record while it is at hand, or null.
 struct ProjectExtras {
   const ColorParams<float>* color;  // its colour; colors_with_projection must take it
-  const TileCounting* counting;     // what the binning needs to know of it
+  const TileBoxes* boxes;           // what the binning needs to know of it
   ClearedMemory cleared;            // of later stages: the first kernel sets it to 0
 };
 

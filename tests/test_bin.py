@@ -233,7 +233,7 @@ def assert_lists_agree(records: Records, size: tuple[int, int]) -> None:
         assert [row for row in rows if row not in doubtful] == [row for row in expected if row not in doubtful]
 
 
-# One pass over tiles, with few and with many digits; two passes; two over more than 2^16 tiles.
+# One region of 8x4 tiles; few, which are sorted with 256 digits; many, with 2048; more, with 4096.
 GRIDS = [(100, 90), (500, 400), (1000, 900), (2100, 2080), (4112, 4100)]
 
 
@@ -287,9 +287,9 @@ def test_records_over_all_tiles(size, device):
 
 @pytest.mark.parametrize("angle", [0.0, 0.02, 0.6, 1.55])
 def test_counts_and_lists_agree_on_ellipses_that_graze_tiles(angle, device):
-    """Tiles of a large box are found three times, to be counted, to be counted by digit and to be listed; those of a
-    small box once. A band of one row makes a large box small: where the edge of an ellipse lies on the border of a
-    tile to the last bit, a formula that rounded differently in one of these places would show."""
+    """The rows of tiles of a region are asked for side by side, and in a band of one row another of the four: where
+    the edge of an ellipse lies on the border of a tile to the last bit, a formula that rounded differently in one of
+    these places would show."""
     size = (480, 400)
     generator = torch.Generator().manual_seed(5)
     n = 3000
@@ -324,7 +324,7 @@ def test_counts_and_lists_agree_on_ellipses_that_graze_tiles(angle, device):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("size", GRIDS[:3], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("size", GRIDS[:4], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_memory_of_the_caller_matters_nothing(size, monkeypatch):
     """Whatever the scratch memory holds, with room to spare, with just enough and with too little: the same lists,
     or none and the number of pairs; nothing is written behind the room."""
@@ -344,17 +344,18 @@ def test_memory_of_the_caller_matters_nothing(size, monkeypatch):
     monkeypatch.setattr(bin_module, "_arguments", with_guard)
     for fill in (0, 0x5A, 0xFF):
         monkeypatch.setattr(bin_module, "scratch", lambda like, size, fill=fill: scratch(like, size).fill_(fill))
-        for capacity in (n + 100_000, n, n - 1, n // 2, 0, n):
+        for capacity in (n + 100_000, 3 << 20, n, n - 1, n // 2, 0, n):  # chunks of two sizes
             tensors = records.records, records.radii, records.image_offsets
             offsets, _ = torch.ops.rapfast.bin(*tensors, columns, rows, 0, capacity)
             written = roomy[:capacity]
             assert bool((roomy[capacity:] == -7).all())
-            assert int(offsets[-1]) == n
             if capacity >= n:
+                assert int(offsets[-1]) == n
                 assert_same(offsets, want.tile_offsets)
                 assert_same(written[:n], want.tile_records)
                 assert bool((written[n:] == -7).all())
             else:
+                assert capacity < int(offsets[-1]) <= n  # what to come again with, which may still be too little
                 assert not offsets[:-1].any()
                 assert bool((written == -7).all())
 

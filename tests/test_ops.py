@@ -163,7 +163,7 @@ def test_fake_shapes_follow_the_capacity(device):
 
 @pytest.mark.parametrize("capacity", [0, 10])
 def test_too_little_room_writes_no_record(capacity, device):
-    """The counts are right and the rows untouched: the caller comes again."""
+    """The counts tell that there is more and the rows are untouched: the caller comes again."""
     for arguments in samples("project", device):
         offsets, n_invalid = torch.ops.rapfast.project(*arguments)[3:]
         short = torch.ops.rapfast.project(*arguments[:-1], capacity)
@@ -174,7 +174,7 @@ def test_too_little_room_writes_no_record(capacity, device):
         want = torch.ops.rapfast.bin(*arguments)[0]
         short = torch.ops.rapfast.bin(*arguments[:-1], capacity)
         assert short[1].shape == (capacity,)
-        assert int(short[0][-1]) == int(want[-1]) > capacity
+        assert int(want[-1]) >= int(short[0][-1]) > capacity
 
 
 def test_constants_are_the_native_modules(device):

@@ -12,12 +12,14 @@ import timeit
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cli_runs import blob
+from test_split import least_memory
 
 import rapfast
 from rapfast import Cameras
@@ -345,21 +347,10 @@ def test_stages_report_and_change_no_pixel() -> None:
     assert sum(found["call", name].host.total for name in STAGES) <= found["call",].host.total
 
 
-def least_memory() -> int:
-    """Bytes, to a factor of two, in which `draw` can just be done on the GPU."""
-    n_bytes = 64 << 20
-    while True:
-        try:
-            draw("cuda", max_memory=n_bytes // 2)
-        except ValueError:
-            return n_bytes
-        n_bytes //= 2
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("split", [False, True])
 def test_stages_of_a_native_call(split: bool) -> None:
-    max_memory = least_memory() if split else None
+    max_memory = least_memory(partial(draw, "cuda")) if split else None
     plain = draw("cuda", max_memory=max_memory)
     with Profiler("cuda") as profiler:
         for _ in range(3):

@@ -1,38 +1,38 @@
-// Stage 3 on the GPU: each image's records by depth, then their (tile, record) pairs by tile, both by
-// stable radix sorts of one launch a pass (radix_sort.cuh). Ties keep the records' order, which is
-// Gaussian order.
+// Stage 3 on the GPU: each image's records by depth, then by region of 8x4 tiles, both by stable radix sorts of one
+// launch a pass (radix_sort.cuh), then dealt out to the lists of the region's tiles. Ties keep the records' order,
+// which is Gaussian order.
 //
-// The kernel that makes a record also says which tiles it has (tile_count.cuh); one kernel makes all
-// the histograms of it (bin_depth.cuh). The number of a record's tiles rides in the bits of its key that
+// The kernel that makes a record also says which box of tiles it has (tile_boxes.cuh); one kernel makes all
+// the histograms of it (bin_depth.cuh). The number of a record's regions rides in the bits of its key that
 // the sort has done with, and the sort's last pass sums it, so that each record knows where its pairs
-// begin. Pairs are first made in the kernel that sorts them by the low digit of their tile (bin_tile.cuh);
-// where an image has few tiles that is the only pass. The number of records and of pairs is known on the
-// device alone, and only what exists is worked on.
+// begin. Pairs are first made in the kernel that sorts them by region (bin_regions.cuh), which asks which of the
+// region's tiles the record reaches; the last kernel (bin_tiles.cuh) need not. The number of records and of pairs is
+// known on the device alone, and only what exists is worked on.
 #include "../bin.h"
 
 #include <atomic>
 
 #include "bin_depth.cuh"
 #include "bin_kernels.cuh"
-#include "bin_tile.cuh"
+#include "bin_regions.cuh"
+#include "bin_tiles.cuh"
 #include "check.cuh"
 #include "radix_sort.cuh"
 #include "scratch.h"
-#include "tile_count.cuh"
+#include "tile_boxes.cuh"
 
 namespace rapfast {
 namespace {
 
-// ---------------------------------------------------------------------------------------- counting
+// ------------------------------------------------------------------------------------------- boxes
 
-// For records that were made without count_tiles().
-__global__ void __launch_bounds__(kThreads)
-    count_kernel(BinParams<float> p, TileCounting counting) {
+// For records that were made without tell_bin().
+__global__ void __launch_bounds__(kThreads) boxes_kernel(BinParams<float> p, TileBoxes boxes) {
   const int64_t n = first_record(p, p.n_images);
   RAPFAST_GRID_STRIDE(m, n) {
     const int2 both = reinterpret_cast<const int2*>(p.radii)[m];
     const int32_t radii[2] = {both.x, both.y};
-    count_tiles(counting, m, load_record(p.records, m), radii);
+    tell_bin(boxes, m, load_record(p.records, m), radii);
   }
 }
 
@@ -47,6 +47,41 @@ int64_t most_chunks(int64_t capacity, int chunk, int64_t n_images) {
 constexpr int kFewItems = 2, kManyItems = 8;
 int depth_items(int64_t record_capacity) { return record_capacity < 1 << 19 ? kFewItems : kManyItems; }
 
+// Kernels follow each other closely where the GPU has programmatic launches.
+template <auto kernel>
+void launch_chained(const BinKernelParams& b, int64_t blocks, int threads, size_t shared_bytes, bool programmatic,
+                    const char* name, cudaStream_t stream) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = programmatic ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, b), name);
+}
+
+bool has_programmatic_launches(int device) {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  return major >= 9;
+}
+
+// Of the number of pairs that a block makes at a time: few pairs are spread over more blocks. Where there are many
+// regions, what a chunk costs whatever its length is much.
+constexpr int kSmallChunkBits = 10, kLargeChunkBits = 12;
+int pair_chunk_bits(int64_t capacity, RegionGrid grid) {
+  return grid.bins() == kFewBins && capacity < 2 << 20 ? kSmallChunkBits : kLargeChunkBits;
+}
+
+// Units of a region's pairs, first_unit() of what comes behind the last.
+int64_t most_units(int64_t capacity, int64_t n_images, RegionGrid grid) {
+  return radix::chunks_of(capacity, kUnit) + n_images * grid.regions();
+}
+
 // Launches as many blocks as run at once, or one for each chunk; they take tickets. What a kernel needs to have so
 // much shared memory is set once a device.
 template <auto kernel, int kThreads_ = kBlock>
@@ -57,28 +92,17 @@ void launch(BinKernelParams b, size_t shared_bytes, int64_t most_chunks, const c
   check(cudaGetDevice(&device), "cudaGetDevice");
   int at_once = device < kMaxDevices ? known[device].load(std::memory_order_relaxed) : 0;
   if (at_once == 0) {
-    int processors = 0, each = 0, major = 0;
+    int processors = 0, each = 0;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
           "cudaFuncSetAttribute");
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads_, shared_bytes), "occupancy");
-    at_once = max_of(1, processors * each) * (major >= 9 ? 1 : -1);
+    at_once = max_of(1, processors * each) * (has_programmatic_launches(device) ? 1 : -1);
     if (device < kMaxDevices) known[device].store(at_once, std::memory_order_relaxed);
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
   const int64_t blocks = max_of<int64_t>(1, min_of<int64_t>(at_once < 0 ? -at_once : at_once, most_chunks));
-  config.gridDim = dim3(unsigned(blocks));
-  config.blockDim = dim3(kThreads_);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = at_once > 0 ? 1 : 0;
   b.chunk_each = blocks >= most_chunks;
-  check(cudaLaunchKernelEx(&config, kernel, b), name);
+  launch_chained<kernel>(b, blocks, kThreads_, shared_bytes, at_once > 0, name, stream);
 }
 
 template <int kPass, int kItems>
@@ -98,49 +122,45 @@ void sort_by_depth(const BinKernelParams& b, cudaStream_t stream) {
   launch_depth<3, kItems>(b, stream);
 }
 
-template <typename R, typename Item, bool kOnly>
-void launch_tiles(const BinKernelParams& b, int64_t chunks, cudaStream_t stream) {
-  launch<emit_kernel<R, Item, kOnly>, R::kThreads>(b, sizeof(EmitShared<R, Item, kOnly>), chunks, "emit_kernel", stream);
-  if constexpr (!kOnly) {
-    launch<tile_kernel<R, Item>, R::kThreads>(b, sizeof(TileShared<R, Item>), chunks, "tile_kernel", stream);
-  }
+template <typename R>
+void launch_emit(const BinKernelParams& b, int64_t chunks, cudaStream_t stream) {
+  launch<emit_kernel<R>, R::kThreads>(b, sizeof(EmitShared<R>), chunks, "emit_kernel", stream);
+}
+
+void launch_lists(const BinKernelParams& b, cudaStream_t stream) {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const int64_t regions = max_of<int64_t>(1, b.p.n_images * b.grid.regions());
+  launch_chained<count_kernel>(b, regions, kCountThreads, 0, has_programmatic_launches(device), "count_kernel", stream);
+  launch<deal_kernel, kUnit>(b, 0, most_units(b.p.capacity, b.p.n_images, b.grid), "deal_kernel", stream);
 }
 
 }  // namespace
 
-TilePlan tile_plan(int64_t n_tiles, int64_t record_capacity) {
-  constexpr int kOnePassBits = 11, kMostBits = 22;
-  int bits = 1;
-  while ((int64_t(1) << bits) < n_tiles) ++bits;
-  if (bits > kMostBits) {
-    throw std::runtime_error("rapfast: an image must have at most " + std::to_string(int64_t(1) << kMostBits) +
-                             " tiles of 16 x 16 pixels, got " + std::to_string(n_tiles));
+RegionGrid region_grid(int64_t tiles_x, int64_t tiles_y) {
+  const int64_t x = (tiles_x + kRegionWidth - 1) / kRegionWidth, y = (tiles_y + kRegionHeight - 1) / kRegionHeight;
+  if (x * y > kMostRegions) {
+    throw std::runtime_error("rapfast: what is listed of an image must have at most " + std::to_string(kMostRegions) +
+                             " regions of 128 x 64 pixels, got " + std::to_string(x) + " x " + std::to_string(y));
   }
-  if (bits <= kOnePassBits) return {bits, 0, bits <= 8 ? 256 : 2048, 32, 4};
-  TilePlan plan{(bits + 1) / 2, bits / 2, 128, 0, 4};
-  plan.record_bits = 32 - plan.high_bits;
-  if (plan.low_bits > 7) plan.bins = 256;
-  if (plan.low_bits > 8 || record_capacity > int64_t(1) << plan.record_bits) {
-    plan.bins = 2048;
-    plan.record_bits = 32;
-    plan.item_bytes = 8;
-  }
-  return plan;
+  return {int32_t(x), int32_t(y)};
 }
 
-BinScratch bin_scratch(Arena& arena, int64_t n_images, int64_t n_tiles, int64_t record_capacity, int64_t capacity) {
-  const TilePlan plan = tile_plan(n_tiles, record_capacity);
+BinScratch bin_scratch(Arena& arena, int64_t n_images, RegionGrid grid, int64_t record_capacity, int64_t capacity) {
   const int64_t record_chunks = most_chunks(record_capacity, kBlock * depth_items(record_capacity), n_images);
-  const int64_t pair_chunks = most_chunks(capacity, kChunk, n_images);
+  const int64_t pair_chunks = most_chunks(capacity, 1 << pair_chunk_bits(capacity, grid), n_images);
   const int64_t histograms = histogram_rows(n_images);
   BinScratch s{};
   s.depth_keys = arena.take<uint32_t>(record_capacity);
-  s.tile_sets = arena.take<uint64_t>(record_capacity);
-  s.more_tiles = arena.take<uint64_t>(record_capacity);
-  s.tile_counts = arena.take<uint8_t>(record_capacity);
+  s.boxes = arena.take<uint64_t>(record_capacity);
+  s.region_counts = arena.take<uint8_t>(record_capacity);
   for (auto& items : s.items) items = arena.take<uint64_t>(record_capacity);
   s.chunk_records = arena.take<uint32_t>(pair_chunks);
-  s.pairs = plan.high_bits == 0 ? nullptr : arena.take<char>(capacity * plan.item_bytes);
+  s.pairs = arena.take<uint2>(capacity);
+  s.region_offsets = arena.take<uint32_t>(n_images * grid.regions() + 1);
+  s.units = arena.take<uint4>(most_units(capacity, n_images, grid));
+  s.unit_counts = arena.take<uint32_t>(most_units(capacity, n_images, grid) * kRegionTiles);
+  s.strips = arena.take<uint32_t>(n_images * grid.strips());
 
   const int64_t begin = arena.size();
   s.tickets = arena.take<uint32_t>(8);
@@ -148,32 +168,33 @@ BinScratch bin_scratch(Arena& arena, int64_t n_images, int64_t n_tiles, int64_t 
   s.depth_histograms = arena.take<uint32_t>(histograms * kDepthRow);
   s.image_records = arena.take<uint32_t>(n_images);
   s.image_pairs = arena.take<uint64_t>(n_images);
-  s.low_differences = arena.take<uint32_t>(histograms * plan.bins);
-  s.high_histogram = arena.take<uint32_t>(histograms * plan.bins);
+  s.image_tiles = arena.take<uint64_t>(n_images);
+  s.n_pairs = arena.take<uint64_t>(1);
+  s.region_differences = arena.take<uint32_t>(histograms * grid.bins());
+  s.arrived = arena.take<uint32_t>(n_images + 1);
   for (int pass = 0; pass < kDepthPasses; ++pass) {
     s.depth_states[pass] = arena.take<uint32_t>(record_chunks * kDepthBins * (pass == kDepthPasses - 1 ? 2 : 1));
   }
-  for (int pass = 0; pass < (plan.high_bits == 0 ? 1 : 2); ++pass) {
-    s.tile_states[pass] = arena.take<uint32_t>(pair_chunks * plan.bins);
-  }
+  s.emit_states = arena.take<uint32_t>(pair_chunks * grid.bins());
   s.zero_bytes = size_t(arena.size() - begin);
   return s;
 }
 
-TileCounting tile_counting(const BinParams<float>& p, const BinScratch& s) {
-  return {p.tiles_x, p.tiles_y, p.first_tile_row, s.depth_keys, s.tile_sets, s.more_tiles, s.tile_counts};
+TileBoxes tile_boxes(const BinParams<float>& p, const BinScratch& s) {
+  return {p.tiles_x, p.tiles_y, p.first_tile_row, s.depth_keys, s.boxes, s.region_counts};
 }
 
-void count_cuda(const BinParams<float>& p, const BinScratch& s, cudaStream_t stream) {
+void boxes_cuda(const BinParams<float>& p, const BinScratch& s, cudaStream_t stream) {
   check(cudaMemsetAsync(s.zero, 0, s.zero_bytes, stream), "cudaMemsetAsync");
   if (p.record_capacity == 0) return;
-  count_kernel<<<grid_for(p.record_capacity), kThreads, 0, stream>>>(p, tile_counting(p, s));
-  check_launch("count_kernel");
+  boxes_kernel<<<grid_for(p.record_capacity), kThreads, 0, stream>>>(p, tile_boxes(p, s));
+  check_launch("boxes_kernel");
 }
 
 void bin_cuda(const BinParams<float>& p, const BinScratch& s, Counts* counts, cudaStream_t stream) {
-  const TilePlan plan = tile_plan(int64_t(p.tiles_x) * p.tiles_y, p.record_capacity);
-  const BinKernelParams b = {p, s, plan, counts, histogram_copies(p.n_images), false};
+  const RegionGrid grid = region_grid(p.tiles_x, p.tiles_y);
+  const BinKernelParams b = {p, s, grid, counts, histogram_copies(p.n_images), pair_chunk_bits(p.capacity, grid),
+                             false};
   if (p.record_capacity > 0) {
     if (depth_items(p.record_capacity) == kFewItems) {
       sort_by_depth<kFewItems>(b, stream);
@@ -181,21 +202,18 @@ void bin_cuda(const BinParams<float>& p, const BinScratch& s, Counts* counts, cu
       sort_by_depth<kManyItems>(b, stream);
     }
   }
-  const int64_t chunks = most_chunks(p.capacity, kChunk, p.n_images);
-  if (plan.high_bits == 0) {
-    if (plan.bins == 256) {
-      launch_tiles<Ranking<256, kBlock, kChunk / kBlock>, uint32_t, true>(b, chunks, stream);
-    } else {
-      launch_tiles<Ranking<2048, kBlock, kChunk / kBlock>, uint32_t, true>(b, chunks, stream);
-    }
-  } else if (plan.bins == 128) {
-    launch_tiles<Ranking<128, kBlock, kChunk / kBlock>, uint32_t, false>(b, chunks, stream);
-  } else if (plan.bins == 256) {
-    launch_tiles<Ranking<256, kBlock, kChunk / kBlock>, uint32_t, false>(b, chunks, stream);
-  } else {
+  const int64_t chunks = most_chunks(p.capacity, 1 << b.pair_chunk_bits, p.n_images);
+  if (b.pair_chunk_bits == kSmallChunkBits) {
+    launch_emit<Ranking<kFewBins, kBlock, (1 << kSmallChunkBits) / kBlock>>(b, chunks, stream);
+  } else if (grid.bins() == kFewBins) {
+    launch_emit<Ranking<kFewBins, kBlock, (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
+  } else if (grid.bins() == kManyBins) {
     // Half the threads: a warp's counts take much of the shared memory that the smaller GPUs have.
-    launch_tiles<Ranking<2048, kBlock / 2, 2 * kChunk / kBlock>, uint64_t, false>(b, chunks, stream);
+    launch_emit<Ranking<kManyBins, kBlock / 2, 2 * (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
+  } else {
+    launch_emit<Ranking<kMostRegions, kBlock / 2, 2 * (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
   }
+  launch_lists(b, stream);
 }
 
 }  // namespace rapfast

@@ -8,54 +8,19 @@ namespace {
 
 // --------------------------------------------------------------------------------------- histograms
 
-// Tiles of record m, however large, a row at a time: visit(first tile, end).
-template <typename Visit>
-__device__ __forceinline__ void for_rows_of(const BinKernelParams& b, int64_t m, const TileSet& set, Visit&& visit) {
-  if (!set.is_large()) {
-    const int width = set.width();
-    uint64_t mask = set.mask();
-    uint64_t more = set.has_more() ? b.s.more_tiles[m] : 0;
-    const uint32_t row_bits = (1u << width) - 1;
-    for (uint32_t tile = uint32_t(set.first()); (mask | more) != 0; tile += uint32_t(b.p.tiles_x)) {
-      // A row is narrower than a word, and the second word follows the first.
-      const uint32_t bits = uint32_t(mask) & row_bits;
-      mask = (mask >> width | more << (TileSet::kMaskBits - width)) & ((uint64_t(1) << TileSet::kMaskBits) - 1);
-      more >>= width;
-      if (bits == 0) continue;
-      const uint32_t begin = tile + uint32_t(__ffs(int(bits))) - 1;
-      visit(begin, begin + uint32_t(__popc(bits)));
-    }
-    return;
-  }
-  const Record<float> r = load_record(b.p.records, m);
-  const int2 both = reinterpret_cast<const int2*>(b.p.radii)[m];
-  const int32_t radii[2] = {both.x, both.y};
-  const TileRect rect = tile_rect(r.x, r.y, radii, b.p.tiles_x, b.p.tiles_y, b.p.first_tile_row);
-  const CutEllipse<float> ellipse = cut_ellipse(r);
-  for (int32_t ty = rect.y0; ty < rect.y1; ++ty) {
-    int32_t x0, x1;
-    tile_row_range(ellipse, rect, ty, x0, x1);
-    const uint32_t row = uint32_t(ty - b.p.first_tile_row) * uint32_t(b.p.tiles_x);
-    if (x0 < x1) visit(row + uint32_t(x0), row + uint32_t(x1));
+// Counts the regions of a box. The histogram takes the ends of each row of them alone: its running sum is the
+// histogram.
+__device__ __forceinline__ void count_regions(uint32_t* differences, int bins, int regions_x, TileBox regions) {
+  for (uint32_t y = regions.y0(); y < regions.y1(); ++y) {
+    const uint32_t row = y * uint32_t(regions_x), end = row + regions.x1();
+    atomicAdd(differences + row + regions.x0(), 1u);
+    if (end < uint32_t(bins)) atomicSub(differences + end, 1u);
   }
 }
 
-// Counts a run of tiles by the two digits of their numbers. The low digits' histogram takes the run's ends
-// alone: its running sum is the histogram.
-__device__ __forceinline__ void count_run(const TilePlan& plan, uint32_t begin, uint32_t end, uint32_t* low,
-                                          uint32_t* high) {
-  const uint32_t mask = (1u << plan.low_bits) - 1;
-  const uint32_t first = begin >> plan.low_bits;
-  const uint32_t rounds = (end >> plan.low_bits) - first;
-  if (rounds != 0) atomicAdd(low, rounds);
-  atomicAdd(low + (begin & mask), 1u);
-  atomicSub(low + (end & mask), 1u);
-  if (plan.high_bits == 0) return;
-  for (uint32_t digit = first; digit <= (end - 1) >> plan.low_bits; ++digit) {
-    const uint32_t from = max(begin, digit << plan.low_bits);
-    const uint32_t to = min(end, (digit + 1) << plan.low_bits);
-    atomicAdd(high + digit, to - from);
-  }
+// The regions of record m, of what a byte has of them.
+__device__ __forceinline__ uint32_t whole_count(const BinKernelParams& b, uint32_t count, uint32_t m) {
+  return count != kManyRegions ? count : TileBox(b.s.boxes[m]).regions().size();
 }
 
 // Adds x to bins[digit]. Most lanes of a warp have the same few digits: the lanes of each are summed first.
@@ -74,7 +39,7 @@ __device__ __forceinline__ void add_grouped(uint32_t* bins, uint32_t digit, uint
 
 struct TallyShared {
   uint32_t depth[kDepthRow];
-  uint32_t low[kMostTileBins], high[kMostTileBins];
+  uint32_t regions[kMostRegions];
 };
 
 // All histograms, of kItems records a thread at a time.
@@ -83,7 +48,7 @@ __global__ void __launch_bounds__(kBlock, 2) tally_kernel(BinKernelParams b) {
   __shared__ TallyShared shared;
   radix::wait_for_kernel_before();
   constexpr int kRecords = kBlock * kItems;
-  const int thread = threadIdx.x;
+  const int thread = threadIdx.x, bins = b.grid.bins();
   auto finder = radix::chunk_finder<kRecords, 0>(b.p.n_images, [&](int64_t i) {
     return uint32_t(first_record(b.p, i + 1) - first_record(b.p, i));
   });
@@ -92,38 +57,34 @@ __global__ void __launch_bounds__(kBlock, 2) tally_kernel(BinKernelParams b) {
     const int64_t first = first_record(b.p, chunk.segment) + int64_t(chunk.place) * kRecords;
     const uint32_t count = min(uint32_t(kRecords), chunk.size - uint32_t(chunk.place) * kRecords);
     uint32_t keys[kItems];
-    uint64_t sets[kItems];
-    uint8_t counts[kItems];
+    uint64_t boxes[kItems];
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
       const uint32_t i = j * kBlock + thread;
       keys[j] = i < count ? b.s.depth_keys[first + i] : 0;
-      sets[j] = i < count ? b.s.tile_sets[first + i] : 0;
-      counts[j] = i < count ? b.s.tile_counts[first + i] : 0;
+      boxes[j] = i < count ? b.s.boxes[first + i] : 0;
     }
     for (int i = thread; i < kDepthRow; i += kBlock) shared.depth[i] = 0;
-    for (int i = thread; i < b.plan.bins; i += kBlock) shared.low[i] = shared.high[i] = 0;
+    for (int i = thread; i < bins; i += kBlock) shared.regions[i] = 0;
     __syncthreads();
 
     uint32_t n_records = 0;
     uint64_t n_pairs = 0;
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
-      const TileSet set(sets[j]);
-      const uint32_t n_tiles = counts[j] < kManyTiles || !set.is_large() ? counts[j] : set.large_count();
-      n_pairs += n_tiles;
-      add_grouped(shared.depth + kDepthPasses * kDepthBins, keys[j] >> (kDepthPasses - 1) * kDepthBits, n_tiles);
+      const TileBox regions = TileBox(boxes[j]).regions();
+      const uint32_t n_regions = regions.size();
+      n_pairs += n_regions;
+      add_grouped(shared.depth + kDepthPasses * kDepthBins, keys[j] >> (kDepthPasses - 1) * kDepthBits, n_regions);
       add_grouped(shared.depth + (kDepthPasses - 1) * kDepthBins, keys[j] >> (kDepthPasses - 1) * kDepthBits,
-                  n_tiles != 0);
-      if (n_tiles == 0) continue;
+                  n_regions != 0);
+      if (n_regions == 0) continue;
       ++n_records;
 #pragma unroll
       for (int pass = 0; pass < kDepthPasses - 1; ++pass) {
         atomicAdd(&shared.depth[pass * kDepthBins + (keys[j] >> pass * kDepthBits) % kDepthBins], 1u);
       }
-      for_rows_of(b, first + j * kBlock + thread, set, [&](uint32_t begin, uint32_t end) {
-        count_run(b.plan, begin, end, shared.low, shared.high);
-      });
+      count_regions(shared.regions, bins, b.grid.regions_x, regions);
     }
     n_records = __reduce_add_sync(kFullWarp, n_records);
     for (int step = 16; step > 0; step /= 2) n_pairs += __shfl_down_sync(kFullWarp, n_pairs, step);
@@ -137,10 +98,8 @@ __global__ void __launch_bounds__(kBlock, 2) tally_kernel(BinKernelParams b) {
     for (int i = thread; i < kDepthRow; i += kBlock) {
       if (shared.depth[i] != 0) atomicAdd(depth + i, shared.depth[i]);
     }
-    for (int i = thread; i < b.plan.bins; i += kBlock) {
-      if (shared.low[i] != 0) atomicAdd(b.s.low_differences + copy * b.plan.bins + i, shared.low[i]);
-      if (b.plan.high_bits == 0 || shared.high[i] == 0) continue;
-      atomicAdd(b.s.high_histogram + copy * b.plan.bins + i, shared.high[i]);
+    for (int i = thread; i < bins; i += kBlock) {
+      if (shared.regions[i] != 0) atomicAdd(b.s.region_differences + copy * bins + i, shared.regions[i]);
     }
     __syncthreads();
   }
@@ -159,7 +118,7 @@ struct DepthShared {
   uint8_t digits[kBlock * kItems];   // of these
   uint32_t chunk_first[kDepthBins];  // place in the chunk of a digit's first item
   uint32_t base[kDepthBins];         // where the chunk's items go, less their place in it
-  uint32_t tile_base[kDepthBins];    // likewise their first pairs, less the chunk's pairs before them
+  uint32_t pair_base[kDepthBins];    // likewise their first pairs, less the chunk's pairs before them
   uint32_t warp_sums[kBlock / 32];
   uint32_t n_items;
   uint32_t ticket;
@@ -169,20 +128,13 @@ struct DepthShared {
 __device__ __forceinline__ uint32_t pair_rows_before(const BinKernelParams& b, int32_t image) {
   uint32_t rows = 0;
   for (int32_t i = int32_t(threadIdx.x % 32); i < image; i += 32) {
-    rows += max(1u, uint32_t(radix::chunks_of(int64_t(b.s.image_pairs[i]), kChunk)));
+    rows += max(1u, uint32_t(radix::chunks_of(int64_t(b.s.image_pairs[i]), 1 << b.pair_chunk_bits)));
   }
   return __reduce_add_sync(kFullWarp, rows);
 }
 
-// The number of a record's tiles, of what an item has of it.
-__device__ __forceinline__ uint32_t whole_count(const BinKernelParams& b, uint32_t count, uint32_t m) {
-  if (count != kManyTiles) return count;
-  const TileSet set(b.s.tile_sets[m]);
-  return set.is_large() ? set.large_count() : count;  // a mask has fewer bits than kManyTiles
-}
-
 // Pass kPass of the sort by depth. Items are (key, record). The first pass takes keys as the records left
-// them, drops records without tiles, and puts the number of tiles where the digit was. The last one leaves
+// them, drops records without a box, and puts the number of regions where the digit was. The last one leaves
 // (record, first pair) instead.
 template <int kPass, int kItems>
 __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
@@ -200,7 +152,7 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
 #pragma unroll 1
     for (int64_t i = lane; i < b.p.n_images; i += 32) n_pairs += int64_t(b.s.image_pairs[i]);
     for (int step = 16; step > 0; step /= 2) n_pairs += __shfl_down_sync(kFullWarp, n_pairs, step);
-    if (lane == 0) b.counts->n_intersections = n_pairs;
+    if (lane == 0) *b.s.n_pairs = uint64_t(n_pairs);
   }
 
   auto finder = radix::chunk_finder<R::kChunk, 0>(b.p.n_images, [&](int64_t i) {
@@ -215,7 +167,7 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
     const uint32_t count = min(uint32_t(R::kChunk), chunk.size - place);
 
     uint2 items[R::kItems];
-    uint32_t counts[kFirst ? (kItems + 3) / 4 : 1] = {};  // tiles, a byte an item
+    uint32_t counts[kFirst ? (kItems + 3) / 4 : 1] = {};  // regions, a byte an item
     uint32_t tags[R::kItems], own[1], valid = 0;
     const uint2* const in = reinterpret_cast<const uint2*>(b.s.items[(kPass + 1) % 2]) + image_first + place;
 #pragma unroll
@@ -226,7 +178,7 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
       if constexpr (kFirst) {
         const int64_t m = image_first + place + slot;
         items[j] = make_uint2(b.s.depth_keys[m], uint32_t(m));
-        counts[j / 4] |= uint32_t(b.s.tile_counts[m]) << (j % 4 * 8);
+        counts[j / 4] |= uint32_t(b.s.region_counts[m]) << (j % 4 * 8);
       } else {
         items[j] = in[slot];
         valid |= 1u << j;
@@ -236,7 +188,7 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
       const int i = which * kDepthBins + thread;
       return R::owns() ? histogram_at(b, b.s.depth_histograms, kDepthRow, chunk.segment, i) : 0;
     };
-    const uint32_t in_image = histogram(kPass), tiles_in_image = kLast ? histogram(kDepthPasses) : 0;
+    const uint32_t in_image = histogram(kPass), pairs_in_image = kLast ? histogram(kDepthPasses) : 0;
 #pragma unroll
     for (int j = 0; j < R::kItems; ++j) {
       if (kFirst && (counts[kFirst ? j / 4 : 0] >> (j % 4 * 8) & 255) != 0) valid |= 1u << j;
@@ -247,7 +199,7 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
 
     // Of the digits before: the chunk's items, the image's, and its tiles.
     uint32_t before_digit[kLast ? 3 : 2][1] = {{own[0]}, {in_image}};
-    if (kLast) before_digit[kLast ? 2 : 0][0] = tiles_in_image;
+    if (kLast) before_digit[kLast ? 2 : 0][0] = pairs_in_image;
     R::sums_before(shared.ranking, before_digit);
     const uint32_t chunk_first = before_digit[0][0];
     if (R::owns()) shared.chunk_first[thread] = chunk_first;
@@ -279,13 +231,13 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
     } else {
       // Tiles are summed over the chunk in its new order, a warp a stretch; items keep the sum before them.
       __syncthreads();
-      uint32_t counts_of[R::kItems], tiles_before[R::kItems], sum = 0;
+      uint32_t counts_of[R::kItems], pairs_before[R::kItems], sum = 0;
 #pragma unroll
       for (int j = 0; j < R::kItems; ++j) {
         const uint32_t i = R::slot(j);
         counts_of[j] = i < n_items ? shared.sorted[i].x : 0;
         const uint32_t up_to = radix::warp_sum_up_to(counts_of[j]);
-        tiles_before[j] = sum + up_to - counts_of[j];
+        pairs_before[j] = sum + up_to - counts_of[j];
         sum += __shfl_sync(kFullWarp, up_to, 31);
       }
       if (lane == 0) shared.warp_sums[warp] = sum;
@@ -295,19 +247,19 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
       const uint32_t sum_of_all = __reduce_add_sync(kFullWarp, sum_of_warp);
 #pragma unroll
       for (int j = 0; j < R::kItems; ++j) {
-        tiles_before[j] += warps_before;
-        if (R::slot(j) < int(n_items)) shared.sorted[R::slot(j)].x = tiles_before[j];
+        pairs_before[j] += warps_before;
+        if (R::slot(j) < int(n_items)) shared.sorted[R::slot(j)].x = pairs_before[j];
       }
       __syncthreads();
       if (R::owns()) {
         const uint32_t end = chunk_first + own[0];
-        const uint32_t first_tile = chunk_first < n_items ? shared.sorted[chunk_first].x : sum_of_all;
-        const uint32_t own_tiles[1] = {(end < n_items ? shared.sorted[end].x : sum_of_all) - first_tile};
-        radix::publish(state, kWidth, kDepthBins + thread, chunk, own_tiles);
+        const uint32_t first_pair_of_digit = chunk_first < n_items ? shared.sorted[chunk_first].x : sum_of_all;
+        const uint32_t own_pairs[1] = {(end < n_items ? shared.sorted[end].x : sum_of_all) - first_pair_of_digit};
+        radix::publish(state, kWidth, kDepthBins + thread, chunk, own_pairs);
         radix::look_back(state, kWidth, thread, chunk, own, before);
         shared.base[thread] = before_digit[1][0] + before[0] - chunk_first;
-        radix::look_back(state, kWidth, kDepthBins + thread, chunk, own_tiles, before);
-        shared.tile_base[thread] = before_digit[kLast ? 2 : 0][0] + before[0] - first_tile;
+        radix::look_back(state, kWidth, kDepthBins + thread, chunk, own_pairs, before);
+        shared.pair_base[thread] = before_digit[kLast ? 2 : 0][0] + before[0] - first_pair_of_digit;
       }
       const uint32_t first_row = pair_rows_before(b, chunk.segment);
       __syncthreads();
@@ -317,11 +269,12 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
         if (i >= n_items) continue;
         const uint32_t digit = shared.digits[i];
         const uint32_t at = shared.base[digit] + i;
-        const uint32_t first_pair = shared.tile_base[digit] + tiles_before[j];
+        const uint32_t first_pair = shared.pair_base[digit] + pairs_before[j];
         out[at] = make_uint2(shared.sorted[i].y, first_pair);
         // Chunks of pairs that begin with one of this record's.
         const uint64_t end_pair = uint64_t(first_pair) + counts_of[j];
-        for (uint64_t c = radix::chunks_of(first_pair, kChunk); c * kChunk < end_pair; ++c) {
+        const uint64_t chunk_end = (uint64_t(1) << b.pair_chunk_bits) - 1;
+        for (uint64_t c = (first_pair + chunk_end) >> b.pair_chunk_bits; c << b.pair_chunk_bits < end_pair; ++c) {
           b.s.chunk_records[first_row + c] = at;
         }
       }

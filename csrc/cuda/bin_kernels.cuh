@@ -5,7 +5,7 @@
 #include "check.cuh"
 #include "radix_sort.cuh"
 #include "scratch.h"
-#include "tile_count.cuh"
+#include "tile_boxes.cuh"
 
 namespace rapfast {
 namespace {
@@ -17,19 +17,17 @@ constexpr int kDepthPasses = 4;
 constexpr int kDepthBits = 8, kDepthBins = 1 << kDepthBits;  // of a pass
 constexpr int kDepthRow = (kDepthPasses + 1) * kDepthBins;   // of an image's histograms
 
-constexpr int kBlock = 512;   // threads
-constexpr int kChunk = 4096;  // pairs that a block handles at a time
-constexpr int kMostTileBins = 2048;
-
-enum Tickets { kDepthTickets = 0, kEmitTickets = kDepthPasses, kTileTickets };  // one for each pass
+constexpr int kBlock = 512;  // threads
+enum Tickets { kDepthTickets = 0, kEmitTickets = kDepthPasses };  // one for each pass
 
 struct BinKernelParams {
   BinParams<float> p;
   BinScratch s;
-  TilePlan plan;
+  RegionGrid grid;
   Counts* counts;
-  int copies;       // of each histogram: blocks add to them in turn
-  bool chunk_each;  // there are blocks for every chunk: a block takes one
+  int copies;           // of each histogram: blocks add to them in turn
+  int pair_chunk_bits;  // of the number of pairs that a block makes at a time
+  bool chunk_each;      // there are blocks for every chunk: a block takes one
 };
 
 __device__ Record<float> load_record(const Record<float>* records, int64_t m) {
@@ -42,7 +40,8 @@ __device__ __forceinline__ int64_t first_record(const BinParams<float>& p, int64
   return min(p.image_offsets[image], p.record_capacity);
 }
 
-__device__ bool has_room(const BinKernelParams& b) { return b.counts->n_intersections <= b.p.capacity; }
+// For the pairs by region.
+__device__ bool has_room(const BinKernelParams& b) { return int64_t(*b.s.n_pairs) <= b.p.capacity; }
 
 // Adding to a few counters from many blocks takes long: the more images, the more counters there are.
 int histogram_copies(int64_t n_images) { return n_images <= 2 ? 8 : n_images <= 16 ? 4 : 1; }

@@ -91,7 +91,7 @@ void project_cuda(const ProjectParams<float>& p, const ProjectScratch& s, Counts
   a.n_words = int32_t(ballot_words(p.n_gaussians));
   a.n_chunks = int32_t(ballot_chunks(p.n_gaussians));
   a.n_spans = int32_t(ballot_spans(p.n_gaussians));
-  if (extras.counting != nullptr) a.counting = *extras.counting;
+  if (extras.boxes != nullptr) a.boxes = *extras.boxes;
   if (p.options.camera_model == CameraModel::kFisheye) return launch_record<Source::kNone, 0, true>(a, stream);
   if (extras.color == nullptr) return launch_record<Source::kNone>(a, stream);
   a.c = *extras.color;

@@ -7,7 +7,7 @@
 
 #include "project_kernels.cuh"
 #include "records.cuh"
-#include "tile_count.cuh"
+#include "tile_boxes.cuh"
 #include "warp_sums.cuh"
 
 namespace rapfast {
@@ -25,7 +25,7 @@ struct RecordParams {
   ProjectParams<float> p;
   ColorParams<float> c;
   ProjectScratch s;
-  TileCounting counting;       // depth_keys null: nobody wants it
+  TileBoxes boxes;             // depth_keys null: nobody wants them
   Counts* counts;
   int32_t n_images, n_groups;  // groups of cameras, of one scene
   int32_t n_words, n_chunks, n_spans;
@@ -222,7 +222,7 @@ __device__ __forceinline__ bool make_record(const RecordParams& a, int64_t m, co
   reinterpret_cast<int2*>(p.radii)[m] = make_int2(radii[0], radii[1]);
   p.gaussian_ids[m] = id;
   a.s.image_ids[m] = view.image;
-  if (a.counting.depth_keys != nullptr) count_tiles(a.counting, m, record, radii);
+  if (a.boxes.depth_keys != nullptr) tell_bin(a.boxes, m, record, radii);
   return radii[0] > 0;
 }
 

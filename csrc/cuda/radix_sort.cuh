@@ -244,8 +244,8 @@ template <int kBins_, int kThreads_, int kItems_>
 struct Ranking {
   static constexpr int kBins = kBins_, kThreads = kThreads_, kItems = kItems_;
   static constexpr int kWarps = kThreads / 32, kChunk = kThreads * kItems;
-  static constexpr int kBits = kBins == 128 ? 7 : kBins == 256 ? 8 : 11;
-  static_assert(kBins == 1 << kBits, "128, 256 or 2048");
+  static constexpr int kBits = kBins == 256 ? 8 : kBins == 2048 ? 11 : 12;
+  static_assert(kBins == 1 << kBits, "256, 2048 or 4096");
   static constexpr int kOwn = kBins > kThreads ? kBins / kThreads : 1;  // digits that a thread looks after
 
   static constexpr int kMostSums = 4;

@@ -8,7 +8,7 @@
 
 #include "check.cuh"
 #include "scratch.h"
-#include "tile_count.cuh"
+#include "tile_boxes.cuh"
 
 namespace rapfast {
 namespace {
@@ -43,8 +43,8 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   scratch.Ks = arena.take<float>(9 * s.n_scenes * s.n_cameras);
   scratch.project =
       project_scratch(arena, s.n_scenes * s.n_cameras, s.n_gaussians, s.record_capacity);
-  const int64_t n_tiles = tile_columns(s) * s.n_tile_rows;
-  scratch.bin = bin_scratch(arena, s.n_scenes * s.n_cameras, n_tiles, s.record_capacity, s.capacity);
+  const RegionGrid grid = region_grid(tile_columns(s), s.n_tile_rows);
+  scratch.bin = bin_scratch(arena, s.n_scenes * s.n_cameras, grid, s.record_capacity, s.capacity);
   scratch.tile_order = arena.take<uint32_t>(all_tiles(s) + 2);
   if (!s.keep_state) {
     scratch.tile_offsets = arena.take<int64_t>(all_tiles(s) + 1);
@@ -328,9 +328,9 @@ void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cuda
   bin.tile_offsets = tile_offsets();
   bin.tile_records = tile_records();
   const ColorParams<float> color = color_params(viewmats, Ks);
-  const TileCounting counting = tile_counting(bin, scratch.bin);
+  const TileBoxes boxes = tile_boxes(bin, scratch.bin);
   const ClearedMemory cleared = {scratch.bin.zero, int64_t(scratch.bin.zero_bytes)};
-  project_cuda(project, scratch.project, counts(), {colored_by_projection() ? &color : nullptr, &counting, cleared}, stream);
+  project_cuda(project, scratch.project, counts(), {colored_by_projection() ? &color : nullptr, &boxes, cleared}, stream);
   mark();
   bin_cuda(bin, scratch.bin, counts(), stream);
   mark();

@@ -60,38 +60,50 @@ struct ProjectScratch {
 };
 
 struct BinScratch {
-  // What the kernel that makes the records leaves: csrc/cuda/tile_count.cuh.
-  uint32_t* depth_keys;  // [record_capacity]
-  uint64_t* tile_sets;   // [record_capacity]
-  uint64_t* more_tiles;  // [record_capacity]
-  uint8_t* tile_counts;  // [record_capacity]
+  // What the kernel that makes the records leaves: csrc/cuda/tile_boxes.cuh.
+  uint32_t* depth_keys;    // [record_capacity]
+  uint64_t* boxes;         // [record_capacity]
+  uint8_t* region_counts;  // [record_capacity]
 
-  uint64_t* items[2];       // [record_capacity] records on their way to order by image, then depth
-  uint32_t* chunk_records;  // [pair chunks] the record that a chunk of pairs begins with
-  void* pairs;              // [capacity] by the low digit of their tile; null where one pass suffices
+  uint64_t* items[2];        // [record_capacity] records on their way to order by image, then depth
+  uint32_t* chunk_records;   // [pair chunks] the record that a chunk of pairs begins with
+  uint2* pairs;              // [capacity] by region: record relative to the image's first, and its tiles there
+  uint32_t* region_offsets;  // [I * regions + 1]
+  uint4* units;              // [units] parts of a region's pairs: image, region, first pair, number of pairs
+  uint32_t* unit_counts;     // [units, 32] (tile, record) pairs before a unit's of each tile, in that row of the region
+  uint32_t* strips;          // [I, strips] such pairs of each row of tiles, by region; then the sums of those before
 
   // All of these are zero at first. Histograms are in several copies, to be added.
-  uint32_t* depth_histograms;  // [copies, I, 5, 256] records by each digit of their key; tiles by the highest
-  uint32_t* low_differences;   // [copies, I, bins] differences of the histogram of pairs by their tile's low digit
-  uint32_t* high_histogram;    // [copies, I, bins] pairs by their tile's high digit
-  uint32_t* image_records;     // [I] with tiles
-  uint64_t* image_pairs;       // [I] (tile, record) pairs
-  uint32_t* depth_states[4];   // [record chunks, 256] what chunks tell each other; the last [, 512]
-  uint32_t* tile_states[2];    // [pair chunks, tile_bins]
-  uint32_t* tickets;           // [8] of the passes
-  void* zero;                  // where they begin
+  uint32_t* depth_histograms;    // [copies, I, 5, 256] records by each digit of their key; pairs by the highest
+  uint32_t* region_differences;  // [copies, I, bins] differences of the histogram of pairs by region
+  uint32_t* image_records;       // [I] with a box
+  uint64_t* image_pairs;         // [I] (region, record) pairs
+  uint64_t* image_tiles;         // [I] (tile, record) pairs; then those of the images before
+  uint64_t* n_pairs;             // [1] sum of image_pairs
+  uint32_t* arrived;             // [I + 1] blocks that are done with an image; images that are
+  uint32_t* depth_states[4];     // [record chunks, 256] what chunks tell each other; the last [, 512]
+  uint32_t* emit_states;         // [pair chunks, bins]
+  uint32_t* tickets;             // [8] of the passes
+  void* zero;                    // where they begin
   size_t zero_bytes;
 };
 
-// How pairs are sorted by tile.
-struct TilePlan {
-  int low_bits, high_bits;  // of an image's tile numbers; no high ones: one pass
-  int bins;                 // of a pass
-  int record_bits;          // low bits of an item that hold the record; the tile's high digit is above
-  int item_bytes;
+constexpr int kFewBins = 256, kManyBins = 2048, kMostRegions = 4096;
+
+// The regions of what is listed of an image, of 8x4 tiles.
+struct RegionGrid {
+  int32_t regions_x, regions_y;
+
+  RAPFAST_HD int regions() const { return regions_x * regions_y; }
+  // Of a sort by region.
+  RAPFAST_HD int bins() const {
+    return regions() <= kFewBins ? kFewBins : regions() <= kManyBins ? kManyBins : kMostRegions;
+  }
+  RAPFAST_HD int strips() const { return 4 * regions(); }  // a row of tiles of a region
 };
 
-TilePlan tile_plan(int64_t n_tiles, int64_t record_capacity);
+// Throws where there are more than kMostRegions.
+RegionGrid region_grid(int64_t tiles_x, int64_t tiles_y);
 
 constexpr int kChunkWords = 16;
 constexpr int kSpanChunks = 64;
@@ -106,7 +118,6 @@ RAPFAST_HD int64_t ballot_spans(int64_t n_gaussians) {
 
 ProjectScratch project_scratch(Arena& arena, int64_t n_images, int64_t n_gaussians,
                                int64_t record_capacity);
-// n_tiles: of an image.
-BinScratch bin_scratch(Arena& arena, int64_t n_images, int64_t n_tiles, int64_t record_capacity, int64_t capacity);
+BinScratch bin_scratch(Arena& arena, int64_t n_images, RegionGrid grid, int64_t record_capacity, int64_t capacity);
 
 }  // namespace rapfast

@@ -11,7 +11,7 @@ struct BinScratch;
 struct Counts;
 struct DeviceView;
 struct ProjectScratch;
-struct TileCounting;
+struct TileBoxes;
 
 // Memory that a call finds undefined and wants to be 0, aligned as the arena aligns it.
 struct ClearedMemory {

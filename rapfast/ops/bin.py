@@ -65,7 +65,8 @@ def _cuda(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capac
     out = _allocate(image_offsets, tiles_x, tiles_y, capacity)
     size = native.bin_scratch_size(
         n_images=image_offsets.shape[0] - 1,
-        n_tiles=tiles_x * tiles_y,
+        tiles_x=tiles_x,
+        tiles_y=tiles_y,
         record_capacity=records.shape[0],
         capacity=capacity,
     )
@@ -76,7 +77,7 @@ def _cuda(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capac
         scratch=address(room),
         counts=address(counts),
     )
-    out.tile_offsets[-1] = counts[1]  # also where there was no room for all of them
+    out.tile_offsets[-1] = counts[1]  # also where there was no room for all of them: so much to come again with
     return tuple(out)
 
 
@@ -143,8 +144,9 @@ def _with_room(
         free = _FREE_CAPACITY if records.device.type == "cpu" else 0
         capacity = max(free, 4 * records.shape[0])
     arguments = records, radii, image_offsets, tiles_x, tiles_y, first_tile_row
-    out = Tiles(*bin_op(*arguments, capacity))
-    n = int(out.tile_offsets[-1])
-    if n > capacity:
-        out = Tiles(*bin_op(*arguments, n))
-    return out._replace(tile_records=out.tile_records[:n])
+    while True:
+        out = Tiles(*bin_op(*arguments, capacity))
+        n = int(out.tile_offsets[-1])
+        if n <= capacity:
+            return out._replace(tile_records=out.tile_records[:n])
+        capacity = n

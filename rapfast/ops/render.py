@@ -24,8 +24,8 @@ from rapfast.profiling import native_stages
 MAX_INDEX = (1 << 31) - 1
 """Most records, and most (tile, record) pairs, of one native call: their indices are 32 bits."""
 
-MAX_TILES = 1 << 22
-"""Most tiles of an image, or of a band of one, in a native call."""
+MAX_REGIONS = 1 << 12
+"""Most regions of 8x4 tiles of an image, or of a band of one, in a native call: kMostRegions in csrc/cuda/scratch.h."""
 
 # Rows per (image, Gaussian) pair and per record that a size seen for the first time starts with. Too few cost
 # one more run of the first stages, once.
@@ -473,10 +473,11 @@ def render(
     if render_mode in ("D", "ED"):
         backgrounds = None
     per_camera = colors is not None and colors.dim() - means.dim() == (1 if sh_degree is None else 2)
-    if tile_rows is None and (tiles := -(-width // TILE_SIZE) * -(-height // TILE_SIZE)) > MAX_TILES:
+    n_regions = -(-width // (8 * TILE_SIZE)) * -(-(tile_rows[1] if tile_rows else -(-height // TILE_SIZE)) // 4)
+    if n_regions > MAX_REGIONS:
         raise TooLarge(
-            f"an image of {width}x{height} pixels has {tiles} tiles, more than {MAX_TILES} in one call: render it in "
-            "bands of tile rows",
+            f"{width}x{height} pixels have {n_regions} regions of 128x64, more than {MAX_REGIONS} in one call: "
+            "render them in bands of fewer tile rows",
             None,
         )
     form, first_row, n_rows = _form(
