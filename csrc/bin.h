@@ -24,12 +24,18 @@ struct BinParams {
   // exceeds the capacity, tile_records is not written: the caller comes again with room.
   int64_t* tile_offsets;  // [I * tiles_y * tiles_x + 1]
   int32_t* tile_records;  // [capacity] record index relative to its image's first record
+
+  // On the GPU, or null: [I * tiles + 1] the tiles, those with long lists first, and behind the last the number of these.
+  uint32_t* order = nullptr;
 };
 
 template <typename T>
 void bin_cpu(const BinParams<T>& params, int threads);
 
 #if RAPFAST_WITH_CUDA
+// Times what a tile has room for on average: a list this long is begun first.
+constexpr int64_t kLongList = 4;
+
 // Tells bin_cuda() of each record what it needs to know and clears scratch.zero. A kernel that makes records may
 // do the one itself (cuda/tile_boxes.cuh), one before it the other.
 void boxes_cuda(const BinParams<float>& params, const BinScratch& scratch, cudaStream_t stream);

@@ -24,8 +24,9 @@ struct BlendParams {
   const int64_t* tile_offsets;   // [I * tiles_y * tiles_x + 1]
   const int32_t* tile_records;   // [n] relative to the image's first record
 
-  // Scratch [tiles + 2] or null: the order in which the GPU takes the tiles. Worth its kernels in large calls.
-  uint32_t* order = nullptr;
+  // Or null: the order in which the GPU takes the tiles, as BinParams has it.
+  const uint32_t* order = nullptr;
+  bool in_halves = false;  // with an order: long lists are drawn by two blocks
 
   T* colors;  // [I, H, W, D] output: sum of weight x colour, no background
   T* alphas;  // [I, H, W] output: 1 - final transmittance
@@ -35,16 +36,14 @@ template <typename T>
 void blend_cpu(const BlendParams<T>& params, int threads);
 
 #if RAPFAST_WITH_CUDA
+// Halves pay where long lists are very long, of this many pairs in a call, and other tiles too few to fill the GPU.
+constexpr int64_t kHalvedCapacity = 2 << 20, kHalvedTiles = 12 << 10;
+
 // With last_ids, also the final transmittance [I, H, W] of each pixel and the place of its last
 // record in the tile's list (-1: none): where a backward pass starts.
 void blend_cuda(const BlendParams<float>& params, float* transmittances, int32_t* last_ids,
                 cudaStream_t stream);
 
-// Tiles with long lists to the front of order [n_tiles + 2], the others to the back.
-void order_tiles_cuda(const int64_t* tile_offsets, int64_t n_tiles, uint32_t* order, cudaStream_t stream);
-
-// Intersections from which the order is worth its kernels.
-constexpr int64_t kOrderedCapacity = 2 << 20;
 #endif
 
 }  // namespace rapfast

@@ -35,7 +35,6 @@ class BackwardPlan {
     project_.height = sizes_.height;
   }
 
-  int64_t n_tiles() const { return n_images() * tiles_x() * sizes_.n_tile_rows; }
 
   // Numbers of scratch that gaussians() takes where gradients of views are wanted.
   int64_t sums_size() const { return n_images() * seen_chunks(sizes_.n_gaussians) * (kProjectSums + kCenterSums); }
@@ -63,10 +62,10 @@ class BackwardPlan {
   }
 
   // From the gradients of blended images to those of records: `rows` and `v_means2d`, of so many points, are written
-  // whole. `order`, `exponents` and `fixed` as BlendBwdCudaParams has them, the latter two cleared here.
+  // whole. `exponents` and `fixed` as BlendBwdCudaParams has them, the latter two cleared here.
   void pixels(uintptr_t state, int64_t n_records, int64_t n_intersections, int64_t n_points, uintptr_t places,
-              uintptr_t v_colors, uintptr_t v_alphas, uintptr_t absgrad, uintptr_t order, uintptr_t exponents,
-              uintptr_t fixed, uintptr_t rows, uintptr_t v_means2d, uintptr_t stream) const {
+              uintptr_t v_colors, uintptr_t v_alphas, uintptr_t absgrad, uintptr_t exponents, uintptr_t fixed,
+              uintptr_t rows, uintptr_t v_means2d, uintptr_t stream) const {
     const KeptState kept(*this, state, places);
     BlendBwdCudaParams p{};
     p.n_images = n_images();
@@ -90,7 +89,7 @@ class BackwardPlan {
     p.v_colors = reinterpret_cast<const float*>(v_colors);
     p.v_alphas = reinterpret_cast<const float*>(v_alphas);
     p.absgrad = reinterpret_cast<float*>(absgrad);
-    p.order = reinterpret_cast<uint32_t*>(order);
+    p.order = kept.part<uint32_t>(layout_.order);
     p.exponents = reinterpret_cast<int32_t*>(exponents);
     p.fixed = reinterpret_cast<int64_t*>(fixed);
     p.rows = reinterpret_cast<float*>(rows);
@@ -233,14 +232,12 @@ void composite_bwd(const py::kwargs& kwargs) {
 }  // namespace
 
 void bind_backward_cuda(py::module_& m) {
-  m.attr("ordered_capacity") = kOrderedCapacity;
   m.def("row_stride", [](int64_t n_channels) { return row_stride(n_channels); });
   m.def("fixed_stride", [](int64_t n_channels) { return fixed_stride(n_channels); });
   m.def("means2d_chunks", &means2d_chunks);
   m.def("background_blocks", &background_blocks);
   py::class_<BackwardPlan>(m, "BackwardPlan")
       .def(py::init<const py::kwargs&>())
-      .def_property_readonly("n_tiles", &BackwardPlan::n_tiles)
       .def_property_readonly("sums_size", &BackwardPlan::sums_size)
       .def("means2d", &BackwardPlan::means2d)
       .def("pixels", &BackwardPlan::pixels)

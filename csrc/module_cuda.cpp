@@ -28,6 +28,7 @@ py::dict state_layout_of(const py::kwargs& kwargs) {
   out["n_invalid"] = l.n_invalid;
   out["image_offsets"] = l.image_offsets;
   out["tile_offsets"] = l.tile_offsets;
+  out["order"] = l.order;
   out["records"] = l.records;
   out["radii"] = l.radii;
   out["gaussian_ids"] = l.gaussian_ids;

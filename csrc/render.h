@@ -41,8 +41,8 @@ struct RenderSizes {
 // keep_state alone, what a backward pass needs besides. `views` are DeviceViews [I], ballots and word_bases as
 // ProjectScratch has them.
 struct StateLayout {
-  int64_t status, n_visible, n_invalid, image_offsets, records, radii, gaussian_ids, tile_offsets, tile_records,
-      record_colors, views, ballots, word_bases, transmittances, last_ids, size;
+  int64_t status, n_visible, n_invalid, image_offsets, records, radii, gaussian_ids, tile_offsets, order,
+      tile_records, record_colors, views, ballots, word_bases, transmittances, last_ids, size;
 };
 
 // What the host reads back of a call.

@@ -60,7 +60,7 @@ struct BlendBwdCudaParams {
   const float* v_colors;           // [I, H, W, D] or null: 0
   const float* v_alphas;           // [I, H, W] or null: 0
   Means2dLayout layout;
-  uint32_t* order;                 // [tiles + 2] scratch, or null
+  const uint32_t* order;           // of the tiles, as BinParams has it, or null
 
   // All are added to.
   float* rows;         // [M, row_stride(D)]

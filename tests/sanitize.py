@@ -1,8 +1,11 @@
-"""compute-sanitizer over rapfast's kernels: one sweep of odd shapes per tool, each judged in a line.
+"""compute-sanitizer over rapfast's kernels: a sweep of odd shapes for each tool, judged in a line for each part.
 
     python tests/sanitize.py                       all four tools
     python tests/sanitize.py --tool memcheck       one of memcheck, racecheck, initcheck, synccheck
     python tests/sanitize.py --sweep --seed 3      the sweep alone, without a sanitizer
+
+Each tool goes through the parts of the sweep (--part: forward, backward, lists, networks) in processes of their own,
+--jobs at a time.
 
 The sweep draws fresh random inputs from the seed, in memory that torch takes from the driver block by block
 (PYTORCH_NO_CUDA_MEMORY_CACHING=1), so that a step past a block's end is seen. It runs on two streams in turn, and
@@ -21,11 +24,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PARTS = ("backward", "forward", "networks", "lists")  # those that take long come first
 SKIPPED = 77
 ROOT = Path(__file__).resolve().parent.parent
 # Of the findings only those in rapfast's kernels and CUB's count: torch's own are others' business.
@@ -78,12 +83,12 @@ def findings(report: str) -> tuple[int, int]:
     return ours, theirs
 
 
-def check(tool: str, sanitizer: str, seed: int, timeout: float) -> bool:
-    """Runs the sweep under one tool; prints the verdict, and the report where there is something in it."""
+def check(tool: str, part: str, sanitizer: str, seed: int, timeout: float) -> bool:
+    """Runs a part of the sweep under one tool; prints the verdict, and the report where there is something in it."""
     command = [
         sanitizer, "--tool", tool, "--error-exitcode", "1", "--print-limit", "1000",
         "--show-backtrace", "device", *kernel_filter(tool, sanitizer),
-        *OPTIONS[tool], sys.executable, __file__, "--sweep", "--seed", str(seed),
+        *OPTIONS[tool], sys.executable, __file__, "--sweep", "--part", part, "--seed", str(seed),
     ]  # fmt: skip
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path}
@@ -112,15 +117,14 @@ def check(tool: str, sanitizer: str, seed: int, timeout: float) -> bool:
         verdict = f"the sweep did not finish (exit status {status}, {ours} findings)"
     else:
         verdict = f"{ours or summary.group(1)} findings"
-    print(f"{tool}: {verdict}, {seconds:.0f} s", flush=True)
-    if not clean:
-        lines = output.splitlines()
-        print("\n".join(lines if len(lines) <= 100 else [*lines[:80], "...", *lines[-20:]]))
+    lines = [] if clean else output.splitlines()
+    lines = lines if len(lines) <= 100 else [*lines[:80], "...", *lines[-20:]]
+    print("\n".join([f"{tool}, {part}: {verdict}, {seconds:.0f} s", *lines]), flush=True)
     return clean
 
 
-def sweep(seed: int) -> int:
-    """Every kernel on small work of odd shape; returns the number of calls."""
+def sweep(seed: int, parts: Sequence[str]) -> int:
+    """Every kernel of these parts on small work of odd shape; returns the number of calls."""
     import torch
     from network_scenes import CUDA16, CUDA32, WIDTHS, Form, color_net, embedding_scene, make_appearance, rap_scene
     from scenes import Scene, covariances, flat, make_scene
@@ -238,154 +242,171 @@ def sweep(seed: int) -> int:
             view = cameras[0][0], cameras[1][0]
             scene.decode(*view, maps[0], 1.5, precision=form.precision)
 
-    # Shapes: no Gaussian, one, around a warp and a block; one camera, a group, a group and a bit; sizes around a tile.
-    for n, c, size in [
-        (0, 1, (17, 5)), (1, 1, (1, 1)), (31, 2, (16, 16)), (33, 33, (9, 31)), (257, 3, (33, 17)), (1000, 1, (75, 41)),
-    ]:  # fmt: skip
-        draw(n, c, size, sh_degree=picks.randrange(5))
-    for channels in (1, 2, 3, 4, 5, 9, 17, 33):
-        draw(picks.randrange(20, 200), 2, (picks.randrange(1, 40), picks.randrange(1, 40)), channels=channels)
-    for model in ("pinhole", "ortho", "fisheye"):
-        for mode in ("D", "RGB+ED"):
-            settings = {"camera_model": model, "render_mode": mode, "rasterize_mode": "antialiased"}
-            draw(picks.randrange(50, 200), 2, (37, 23), sh_degree=picks.randrange(5), **settings)
-    draw(100, 2, (33, 20), batch=(2, 2), per_camera=True, channels=6, background="image")
-    for options in ({"channels": 3}, {"channels": 6}, {"channels": 33}, {"sh_degree": 3}):
-        draw(picks.randrange(50, 600), 3, (33, 20), batch=(picks.randrange(2, 5),), shared=True, **options)
-    draw(100, 2, (33, 20), as_covars=True, background="color")
-    draw(300, 2, (50, 30), broken=True, sh_degree=2)
-    draw(300, 2, (50, 30), broken=True)
     posts = [
         PostProcess(size=(7, 31), dtype=torch.uint8), PostProcess(layout="CHW", dtype=torch.float16, clamp=(0.0, 1.0)),
         PostProcess(size=(61, 13), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
     ]  # fmt: skip
-    for post in posts:
-        draw(100, 2, (33, 20), background="color", postprocess=post)
 
-    # Backwards: the same shapes, windows that are full and not, every path of channels, layouts of means2d.
-    for n, c, size in [
-        (0, 1, (17, 5)), (1, 1, (1, 1)), (31, 2, (16, 16)), (33, 66, (9, 31)), (513, 3, (33, 17)), (1100, 1, (75, 41)),
-    ]:  # fmt: skip
-        packed, absgrad = picks.random() < 0.5, picks.random() < 0.5
-        draw(n, c, size, sh_degree=picks.randrange(5), backward=True, packed=packed, absgrad=absgrad)
-    for channels in (1, 2, 3, 4, 5, 9, 32, 33):
-        for absgrad in (False, True):
-            size = (picks.randrange(1, 40), picks.randrange(1, 40))
-            per_camera, packed = picks.random() < 0.5, picks.random() < 0.5
-            draw(
-                picks.randrange(20, 200), 2, size, channels=channels, per_camera=per_camera, packed=packed,
-                absgrad=absgrad, backward=True,
+    def forward() -> None:
+        nonlocal calls
+        # Shapes: no Gaussian, one, around a warp and a block; one camera, a group and a bit; sizes around a tile.
+        for n, c, size in [
+            (0, 1, (17, 5)), (1, 1, (1, 1)), (31, 2, (16, 16)), (33, 33, (9, 31)), (257, 3, (33, 17)),
+            (1000, 1, (75, 41)),
+        ]:  # fmt: skip
+            draw(n, c, size, sh_degree=picks.randrange(5))
+        for channels in (1, 2, 3, 4, 5, 9, 17, 33):
+            draw(picks.randrange(20, 200), 2, (picks.randrange(1, 40), picks.randrange(1, 40)), channels=channels)
+        for model in ("pinhole", "ortho", "fisheye"):
+            for mode in ("D", "RGB+ED"):
+                settings = {"camera_model": model, "render_mode": mode, "rasterize_mode": "antialiased"}
+                draw(picks.randrange(50, 200), 2, (37, 23), sh_degree=picks.randrange(5), **settings)
+        draw(100, 2, (33, 20), batch=(2, 2), per_camera=True, channels=6, background="image")
+        for options in ({"channels": 3}, {"channels": 6}, {"channels": 33}, {"sh_degree": 3}):
+            draw(picks.randrange(50, 600), 3, (33, 20), batch=(picks.randrange(2, 5),), shared=True, **options)
+        draw(100, 2, (33, 20), as_covars=True, background="color")
+        draw(300, 2, (50, 30), broken=True, sh_degree=2)
+        draw(300, 2, (50, 30), broken=True)
+        for post in posts:
+            draw(100, 2, (33, 20), background="color", postprocess=post)
+
+        # Large ellipses, more rows of tiles than a warp has lanes; and capacities that are too small, with state kept.
+        s = flat(make_scene(20, 1, width=40, height=600, dtype=torch.float32, device="cuda"))
+        s.scales.mul_(20)
+        for capacities in ((0, 0), (3, 70), None):
+            ops.render(
+                s.means, s.quats, s.scales, None, s.opacities, s.colors, s.viewmats, s.Ks, None, 40, 600,
+                camera_model="pinhole", antialiased=False, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
+                sh_degree=None, render_mode="RGB+D", alpha_cap=0.999, keep_state=True, capacities=capacities,
             )  # fmt: skip
-    for model in ("pinhole", "ortho", "fisheye"):
-        for mode in ("D", "RGB+ED"):
-            settings = {"camera_model": model, "render_mode": mode, "rasterize_mode": "antialiased"}
-            draw(picks.randrange(50, 200), 2, (37, 23), sh_degree=picks.randrange(5), backward=True, **settings)
-    draw(100, 2, (33, 20), batch=(2, 2), per_camera=True, channels=6, background="image", backward=True)
-    draw(100, 2, (33, 20), per_camera=True, sh_degree=3, backward=True)
-    draw(100, 2, (33, 20), as_covars=True, background="color", backward=True)
-    draw(100, 2, (33, 20), batch=(3,), shared=True, sh_degree=1, backward=True)
-    draw(300, 2, (50, 30), broken=True, sh_degree=2, backward=True)
-    draw(60, 40, (9, 31), batch=(2,), sh_degree=2, backward=True)  # views in two groups
-    for post in posts[1:]:
-        draw(100, 2, (33, 20), background="color", postprocess=post, backward=True)
+            calls += 1
 
-    # Large ellipses, more rows of tiles than a warp has lanes; and capacities that are too small, with state kept.
-    s = flat(make_scene(20, 1, width=40, height=600, dtype=torch.float32, device="cuda"))
-    s.scales.mul_(20)
-    for capacities in ((0, 0), (3, 70), None):
-        ops.render(
-            s.means, s.quats, s.scales, None, s.opacities, s.colors, s.viewmats, s.Ks, None, 40, 600,
-            camera_model="pinhole", antialiased=False, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
-            sh_degree=None, render_mode="RGB+D", alpha_cap=0.999, keep_state=True, capacities=capacities,
-        )  # fmt: skip
-        calls += 1
+        # Bands of tile rows; fixed room, enough and too little, in a graph and out of it.
+        s = make_scene(60, 3, sh_degree=1, width=50, height=75, seed=seed, dtype=torch.float32, device="cuda")
+        f = flat(s)
+        for rows in ((0, 1), (1, 3), (4, 1)):
+            poison()
+            ops.render(
+                f.means, f.quats, f.scales, None, f.opacities, f.colors, f.viewmats, f.Ks, None, 50, 75,
+                camera_model="pinhole", antialiased=True, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
+                sh_degree=1, render_mode="RGB+ED", alpha_cap=0.999, tile_rows=rows, keep_state=rows[0] == 1,
+            )  # fmt: skip
+            calls += 1
+        for post, capacity in zip((*posts, None), ((0, 0), (5, 70), (100, 30), (200, 100_000)), strict=True):
+            renderer = Renderer(
+                rapfast.Scene(*s[:4], sh=s.colors),
+                3,
+                50,
+                75,
+                capacity=capacity,
+                postprocess=post,
+                sh_degree=picks.randrange(2),
+            )
+            for with_graph in (False, True):
+                if with_graph:
+                    renderer.capture(2)
+                for c in (3, 2, 0):
+                    poison()
+                    renderer.render(s.viewmats[:c], s.Ks[:c])
+                    calls += 1
 
-    # Bands of tile rows; fixed room, enough and too little, in a graph and out of it.
-    s = make_scene(60, 3, sh_degree=1, width=50, height=75, seed=seed, dtype=torch.float32, device="cuda")
-    f = flat(s)
-    for rows in ((0, 1), (1, 3), (4, 1)):
-        poison()
-        ops.render(
-            f.means, f.quats, f.scales, None, f.opacities, f.colors, f.viewmats, f.Ks, None, 50, 75,
-            camera_model="pinhole", antialiased=True, eps2d=0.3, near_plane=0.01, far_plane=1e10, radius_clip=0.0,
-            sh_degree=1, render_mode="RGB+ED", alpha_cap=0.999, tile_rows=rows, keep_state=rows[0] == 1,
+        # The stages one by one, which lay out their memory themselves.
+        s = make_scene(
+            200, 2, batch=(2,), sh_degree=1, width=50, height=30, seed=seed, dtype=torch.float32, device="cuda"
         )  # fmt: skip
-        calls += 1
-    for post, capacity in zip((*posts, None), ((0, 0), (5, 70), (100, 30), (200, 100_000)), strict=True):
-        renderer = Renderer(
-            rapfast.Scene(*s[:4], sh=s.colors),
-            3,
-            50,
-            75,
-            capacity=capacity,
-            postprocess=post,
-            sh_degree=picks.randrange(2),
-        )
-        for with_graph in (False, True):
-            if with_graph:
-                renderer.capture(2)
-            for c in (3, 2, 0):
+        records = ops.project(s.means, s.quats, s.scales, None, s.opacities, s.viewmats, s.Ks, 50, 30)
+        colors = ops.color(s.means, s.viewmats, s.Ks, s.colors, records, 50, 30, sh_degree=1)
+        blended, alphas = ops.blend(records, colors, ops.bin(records, 50, 30), 50, 30)
+        ops.composite(blended, alphas, n_color_channels=3, postprocess=PostProcess(size=(20, 20)))
+
+    def backward() -> None:
+        # Backwards: the same shapes, windows that are full and not, every path of channels, layouts of means2d.
+        for n, c, size in [
+            (0, 1, (17, 5)), (1, 1, (1, 1)), (31, 2, (16, 16)), (33, 66, (9, 31)), (513, 3, (33, 17)),
+            (1100, 1, (75, 41)),
+        ]:  # fmt: skip
+            packed, absgrad = picks.random() < 0.5, picks.random() < 0.5
+            draw(n, c, size, sh_degree=picks.randrange(5), backward=True, packed=packed, absgrad=absgrad)
+        for channels in (1, 2, 3, 4, 5, 9, 32, 33):
+            for absgrad in (False, True):
+                size = (picks.randrange(1, 40), picks.randrange(1, 40))
+                per_camera, packed = picks.random() < 0.5, picks.random() < 0.5
+                draw(
+                    picks.randrange(20, 200), 2, size, channels=channels, per_camera=per_camera, packed=packed,
+                    absgrad=absgrad, backward=True,
+                )  # fmt: skip
+        for model in ("pinhole", "ortho", "fisheye"):
+            for mode in ("D", "RGB+ED"):
+                settings = {"camera_model": model, "render_mode": mode, "rasterize_mode": "antialiased"}
+                draw(picks.randrange(50, 200), 2, (37, 23), sh_degree=picks.randrange(5), backward=True, **settings)
+        draw(100, 2, (33, 20), batch=(2, 2), per_camera=True, channels=6, background="image", backward=True)
+        draw(100, 2, (33, 20), per_camera=True, sh_degree=3, backward=True)
+        draw(100, 2, (33, 20), as_covars=True, background="color", backward=True)
+        draw(100, 2, (33, 20), batch=(3,), shared=True, sh_degree=1, backward=True)
+        draw(300, 2, (50, 30), broken=True, sh_degree=2, backward=True)
+        draw(60, 40, (9, 31), batch=(2,), sh_degree=2, backward=True)  # views in two groups
+        for post in posts[1:]:
+            draw(100, 2, (33, 20), background="color", postprocess=post, backward=True)
+
+    def lists() -> None:
+        nonlocal calls
+        # Lists of tiles, with one region and with few, many and more: counts around a block of a sort, many images, one
+        # list, room for too few, and so much that chunks are large.
+        for n, size, images, more in [
+            (31, (40, 30), None, 0), (4095, (500, 400), None, 0), (4097, (1000, 900), [4096, 0, 1], 0),
+            (9000, (2100, 2080), None, 0), (120, (4112, 4100), None, 0), (5000, (700, 300), None, 3 << 20),
+            (100, (100, 90), [i % 2 for i in range(200)], 0),
+        ]:  # fmt: skip
+            for records in (random_blobs(n, size, seed, images=images), one_pile(n, size)):
+                records = to(records, torch.device("cuda"))
                 poison()
-                renderer.render(s.viewmats[:c], s.Ks[:c])
+                ops.bin(records, *size, capacity=picks.randrange(2 * n) + more)
                 calls += 1
 
-    # The stages one by one, which lay out their memory themselves.
-    s = make_scene(
-        200, 2, batch=(2,), sh_degree=1, width=50, height=30, seed=seed, dtype=torch.float32, device="cuda"
-    )  # fmt: skip
-    records = ops.project(s.means, s.quats, s.scales, None, s.opacities, s.viewmats, s.Ks, 50, 30)
-    colors = ops.color(s.means, s.viewmats, s.Ks, s.colors, records, 50, 30, sh_degree=1)
-    blended, alphas = ops.blend(records, colors, ops.bin(records, 50, 30), 50, 30)
-    ops.composite(blended, alphas, n_color_channels=3, postprocess=PostProcess(size=(20, 20)))
+    def networks() -> None:
+        nonlocal calls
+        # Colour networks: record counts around a tile, a warp's and a block's; widths up to 128 and over; one record of
+        # one Gaussian; maps of one pixel.
+        for form in (CUDA16, CUDA32):
+            for n, c, kind, name in [
+                (0, 2, "maps", "RAP"), (1, 1, "maps", "RAP"), (33, 3, "maps", "odd"), (257, 5, "maps", "RAP"),
+                (100, 2, "maps", "widest"), (31, 2, "maps", "one layer each"), (65, 3, "embedding", "just narrow"),
+                (90, 2, "embedding", "widest"), (77, 4, "decoded", "RAP"), (130, 2, "sh", "RAP"),
+                (60, 3, "sh", "widest"),
+            ]:  # fmt: skip
+                draw_network(n, c, form, kind, name)
+            draw_network(50, 2, form, "maps", "RAP", map_size=(1, 1), render_mode="RGB+ED")
+            draw_network(120, 3, form, "maps", "RAP", map_size=(1, 20), broken=True)
 
-    # Lists of tiles, in one pass and in two: counts around a block of a sort, many images, one list, room for too few.
-    # What lies behind the outputs' room is not theirs.
-    for n, size, images in [
-        (31, (40, 30), None), (4095, (500, 400), None), (4097, (1000, 900), [4096, 0, 1]), (9000, (2100, 2080), None),
-        (120, (4112, 4100), None), (100, (100, 90), [i % 2 for i in range(200)]),
-    ]:  # fmt: skip
-        for records in (random_blobs(n, size, seed, images=images), one_pile(n, size)):
-            records = to(records, torch.device("cuda"))
-            poison()
-            ops.bin(records, *size, capacity=picks.randrange(2 * n))
+            # The stage alone, on the first of a scene's records.
+            a = make_appearance(150, 3, n_maps=3)
+            means, intrinsic, boxes = (x.float().cuda() for x in (a.means, a.intrinsic, a.box_coord))
+            viewmats, Ks = a.viewmats.float().cuda()[None], a.Ks.float().cuda()[None]
+            shape = (x.float().cuda()[None] for x in (a.quats, a.scales))
+            records = ops.project(means[None], *shape, None, a.opacities.float().cuda()[None], viewmats, Ks, 75, 41)
+            pixels, places = map_pixels(a.maps.cuda(), [2, 0, 1], torch.float16 if form.half else torch.float32)
+            given = ops.NetworkInput("maps", torch.ones(3, dtype=torch.float64), pixels, torch.tensor(places), boxes)
+            network = prepare(color_net(form), means, intrinsic, half=form.half).network
+            for count in (0, 1, 15, 16, 17, 31, 33, 63, 65, picks.randrange(1, len(records.records))):
+                first = ops.Records(
+                    records.records[:count].clone(), records.radii[:count].clone(),
+                    records.gaussian_ids[:count].clone(), records.image_offsets.clamp(max=count),
+                    records.n_invalid.clone(),
+                )  # fmt: skip
+                poison()
+                ops.color_net(means[None], viewmats, Ks, first, 75, 41, network, given, render_mode="RGB+D")
+                calls += 1
+            raw = prepare(color_net(form), means, intrinsic, half=form.half, part="decode", output="raw").network
+            one = ops.NetworkInput("maps", torch.ones(1, dtype=torch.float64), pixels[:1], torch.tensor([0]), boxes)
+            ops.network_outputs(means[None], viewmats[:, :1].contiguous(), Ks[:, :1].contiguous(), raw, one)
             calls += 1
+        calls += feature_norms()
 
-    # Colour networks: record counts around a tile, a warp's and a block's; widths up to 128 and over; one record of
-    # one Gaussian; maps of one pixel.
-    for form in (CUDA16, CUDA32):
-        for n, c, kind, name in [
-            (0, 2, "maps", "RAP"), (1, 1, "maps", "RAP"), (33, 3, "maps", "odd"), (257, 5, "maps", "RAP"),
-            (100, 2, "maps", "widest"), (31, 2, "maps", "one layer each"), (65, 3, "embedding", "just narrow"),
-            (90, 2, "embedding", "widest"), (77, 4, "decoded", "RAP"), (130, 2, "sh", "RAP"), (60, 3, "sh", "widest"),
-        ]:  # fmt: skip
-            draw_network(n, c, form, kind, name)
-        draw_network(50, 2, form, "maps", "RAP", map_size=(1, 1), render_mode="RGB+ED")
-        draw_network(120, 3, form, "maps", "RAP", map_size=(1, 20), broken=True)
-
-        # The stage alone, on the first of a scene's records.
-        a = make_appearance(150, 3, n_maps=3)
-        means, intrinsic, boxes = (x.float().cuda() for x in (a.means, a.intrinsic, a.box_coord))
-        viewmats, Ks = a.viewmats.float().cuda()[None], a.Ks.float().cuda()[None]
-        shape = (x.float().cuda()[None] for x in (a.quats, a.scales))
-        records = ops.project(means[None], *shape, None, a.opacities.float().cuda()[None], viewmats, Ks, 75, 41)
-        pixels, places = map_pixels(a.maps.cuda(), [2, 0, 1], torch.float16 if form.half else torch.float32)
-        given = ops.NetworkInput("maps", torch.ones(3, dtype=torch.float64), pixels, torch.tensor(places), boxes)
-        network = prepare(color_net(form), means, intrinsic, half=form.half).network
-        for count in (0, 1, 15, 16, 17, 31, 33, 63, 65, picks.randrange(1, len(records.records))):
-            first = ops.Records(
-                records.records[:count].clone(), records.radii[:count].clone(), records.gaussian_ids[:count].clone(),
-                records.image_offsets.clamp(max=count), records.n_invalid.clone(),
-            )  # fmt: skip
-            poison()
-            ops.color_net(means[None], viewmats, Ks, first, 75, 41, network, given, render_mode="RGB+D")
-            calls += 1
-        raw = prepare(color_net(form), means, intrinsic, half=form.half, part="decode", output="raw").network
-        one = ops.NetworkInput("maps", torch.ones(1, dtype=torch.float64), pixels[:1], torch.tensor([0]), boxes)
-        ops.network_outputs(means[None], viewmats[:, :1].contiguous(), Ks[:, :1].contiguous(), raw, one)
-        calls += 1
-    calls += feature_norms()
+    of_part = {"forward": forward, "backward": backward, "lists": lists, "networks": networks}
+    for part in parts:
+        of_part[part]()
     torch.cuda.synchronize()
-    return calls + 5
+    return calls
 
 
 def feature_norms() -> int:
@@ -419,21 +440,25 @@ def feature_norms() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tool", choices=TOOLS, action="append", help="may be given more than once")
+    parser.add_argument("--part", choices=PARTS, action="append", help="may be given more than once")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="processes at a time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=240, help="seconds a tool")
+    parser.add_argument("--timeout", type=float, default=540, help="seconds for a part under a tool")
     parser.add_argument("--sweep", action="store_true", help="run the sweep alone")
     options = parser.parse_args()
     if options.sweep:
         for folder in (ROOT, ROOT / "tests"):
             sys.path.insert(0, str(folder))
-        print(f"sweep finished: {sweep(options.seed)} calls", flush=True)
+        print(f"sweep finished: {sweep(options.seed, options.part or PARTS)} calls", flush=True)
         return 0
     sanitizer = find_sanitizer()
     if sanitizer is None:
         print("No tool was run: compute-sanitizer, of the CUDA toolkit, is neither on PATH nor in CUDA_HOME.")
         return SKIPPED
-    verdicts = [check(tool, sanitizer, options.seed, options.timeout) for tool in options.tool or TOOLS]
-    return 0 if all(verdicts) else 1
+    tasks = [(tool, part) for part in options.part or PARTS for tool in options.tool or TOOLS]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        verdicts = pool.map(lambda task: check(*task, sanitizer, options.seed, options.timeout), tasks)
+        return 0 if all([*verdicts]) else 1
 
 
 if __name__ == "__main__":

@@ -515,6 +515,24 @@ def test_rasterization_in_a_graph(options):
 
 
 @pytest.mark.cuda
+def test_a_plan_that_gives_way_disturbs_no_capture():
+    """More forms of call than are kept, each with graphs of its own: the oldest's are destroyed while another is
+    captured."""
+    scene = cuda_scene(400, 1, sh_degree=1)
+    native_render._plan.cache_clear()
+    most = native_render._plan.cache_info().maxsize
+    for width in range(40, 40 + most):
+        for _ in range(6):
+            rasterization(*scene, width, 30, sh_degree=1)
+    graph, size = torch.cuda.CUDAGraph(), (40 + most - 1, 30)
+    with torch.cuda.graph(graph):  # a plan with fixed room, where there are as many as are kept
+        images = rasterization(*scene, *size, sh_degree=1)[0]
+    graph.replay()
+    assert native_render._plan.cache_info().currsize == most
+    assert_same(images, rasterization(*scene, *size, sh_degree=1)[0])
+
+
+@pytest.mark.cuda
 def test_overflow_of_rasterization_in_a_graph():
     """The room is what was learnt. Views that want more are NaN and counted as such, until they fit again."""
     scene = cuda_scene(20_000, 2, sh_degree=2)

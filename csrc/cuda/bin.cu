@@ -17,6 +17,7 @@
 #include "bin_regions.cuh"
 #include "bin_tiles.cuh"
 #include "check.cuh"
+#include "launch.cuh"
 #include "radix_sort.cuh"
 #include "scratch.h"
 #include "tile_boxes.cuh"
@@ -47,29 +48,6 @@ int64_t most_chunks(int64_t capacity, int chunk, int64_t n_images) {
 constexpr int kFewItems = 2, kManyItems = 8;
 int depth_items(int64_t record_capacity) { return record_capacity < 1 << 19 ? kFewItems : kManyItems; }
 
-// Kernels follow each other closely where the GPU has programmatic launches.
-template <auto kernel>
-void launch_chained(const BinKernelParams& b, int64_t blocks, int threads, size_t shared_bytes, bool programmatic,
-                    const char* name, cudaStream_t stream) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(blocks));
-  config.blockDim = dim3(unsigned(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = programmatic ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, b), name);
-}
-
-bool has_programmatic_launches(int device) {
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  return major >= 9;
-}
-
 // Of the number of pairs that a block makes at a time: few pairs are spread over more blocks. Where there are many
 // regions, what a chunk costs whatever its length is much.
 constexpr int kSmallChunkBits = 10, kLargeChunkBits = 12;
@@ -87,22 +65,21 @@ int64_t most_units(int64_t capacity, int64_t n_images, RegionGrid grid) {
 template <auto kernel, int kThreads_ = kBlock>
 void launch(BinKernelParams b, size_t shared_bytes, int64_t most_chunks, const char* name, cudaStream_t stream) {
   constexpr int kMaxDevices = 64;
-  static std::atomic<int> known[kMaxDevices];  // blocks at once; negative: without programmatic launches
+  static std::atomic<int> known[kMaxDevices];  // blocks at once
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   int at_once = device < kMaxDevices ? known[device].load(std::memory_order_relaxed) : 0;
   if (at_once == 0) {
-    int processors = 0, each = 0;
+    int each = 0;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
           "cudaFuncSetAttribute");
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads_, shared_bytes), "occupancy");
-    at_once = max_of(1, processors * each) * (has_programmatic_launches(device) ? 1 : -1);
+    at_once = max_of(1, device_facts().processors * each);
     if (device < kMaxDevices) known[device].store(at_once, std::memory_order_relaxed);
   }
-  const int64_t blocks = max_of<int64_t>(1, min_of<int64_t>(at_once < 0 ? -at_once : at_once, most_chunks));
+  const int64_t blocks = max_of<int64_t>(1, min_of<int64_t>(at_once, most_chunks));
   b.chunk_each = blocks >= most_chunks;
-  launch_chained<kernel>(b, blocks, kThreads_, shared_bytes, at_once > 0, name, stream);
+  launch_behind(name, kernel, dim3(unsigned(blocks)), kThreads_, shared_bytes, stream, b);
 }
 
 template <int kPass, int kItems>
@@ -128,10 +105,8 @@ void launch_emit(const BinKernelParams& b, int64_t chunks, cudaStream_t stream) 
 }
 
 void launch_lists(const BinKernelParams& b, cudaStream_t stream) {
-  int device = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
   const int64_t regions = max_of<int64_t>(1, b.p.n_images * b.grid.regions());
-  launch_chained<count_kernel>(b, regions, kCountThreads, 0, has_programmatic_launches(device), "count_kernel", stream);
+  launch_behind("count_kernel", count_kernel, dim3(unsigned(regions)), kCountThreads, 0, stream, b);
   launch<deal_kernel, kUnit>(b, 0, most_units(b.p.capacity, b.p.n_images, b.grid), "deal_kernel", stream);
 }
 
@@ -171,6 +146,7 @@ BinScratch bin_scratch(Arena& arena, int64_t n_images, RegionGrid grid, int64_t 
   s.image_tiles = arena.take<uint64_t>(n_images);
   s.n_pairs = arena.take<uint64_t>(1);
   s.region_differences = arena.take<uint32_t>(histograms * grid.bins());
+  s.in_order = arena.take<uint32_t>(2);
   s.arrived = arena.take<uint32_t>(n_images + 1);
   for (int pass = 0; pass < kDepthPasses; ++pass) {
     s.depth_states[pass] = arena.take<uint32_t>(record_chunks * kDepthBins * (pass == kDepthPasses - 1 ? 2 : 1));

@@ -46,7 +46,8 @@ struct TallyShared {
 template <int kItems>
 __global__ void __launch_bounds__(kBlock, 2) tally_kernel(BinKernelParams b) {
   __shared__ TallyShared shared;
-  radix::wait_for_kernel_before();
+  wait_for_kernel_before();
+  let_next_kernel_come();
   constexpr int kRecords = kBlock * kItems;
   const int thread = threadIdx.x, bins = b.grid.bins();
   auto finder = radix::chunk_finder<kRecords, 0>(b.p.n_images, [&](int64_t i) {
@@ -145,7 +146,8 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
   auto& shared = *reinterpret_cast<DepthShared<kItems>*>(shared_bytes);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   uint32_t* const state = b.s.depth_states[kPass];
-  radix::wait_for_kernel_before();
+  wait_for_kernel_before();
+  let_next_kernel_come();
   if (kLast && !has_room(b)) return;
   if (kFirst && blockIdx.x == 0 && warp == 0) {
     int64_t n_pairs = 0;

@@ -3,6 +3,7 @@
 
 #include "../bin.h"
 #include "check.cuh"
+#include "launch.cuh"
 #include "radix_sort.cuh"
 #include "scratch.h"
 #include "tile_boxes.cuh"

@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(R::kThreads, kFewRegions<R> ? 2 : 1) emit_kern
   ChunkPairs<R>& shared = all.pairs;
   const int thread = threadIdx.x;
   const int n_regions = b.grid.regions();
-  radix::wait_for_kernel_before();
+  wait_for_kernel_before();
+  let_next_kernel_come();
   if (!has_room(b)) return;
 
   auto finder =

@@ -22,7 +22,7 @@ __device__ __forceinline__ uint32_t transposed(uint32_t x) {
 
 // ------------------------------------------------------------------------------------------- counts
 
-constexpr int kCountThreads = 256, kCountWarps = kCountThreads / 32;
+constexpr int kCountThreads = 512, kCountWarps = kCountThreads / 32;
 
 struct CountShared {
   uint32_t totals[kCountWarps][kRegionTiles];
@@ -58,13 +58,29 @@ __device__ __forceinline__ void sum_before(uint32_t* values, int n, uint32_t* wa
   }
 }
 
+// Puts each lane's tile, where it exists, among those with long lists or behind them: a long list that is begun last is
+// what the whole call waits for. Which comes first among its like changes no pixel.
+__device__ __forceinline__ void put_in_order(const BinKernelParams& b, bool exists, int64_t tile, uint32_t length) {
+  const int64_t n_tiles = b.p.n_images * b.p.tiles_x * b.p.tiles_y;
+  const int lane = threadIdx.x % 32;
+  const bool is_long = exists && int64_t(length) * n_tiles >= kLongList * b.p.capacity;
+  const uint32_t longs = __ballot_sync(kFullWarp, is_long), others = __ballot_sync(kFullWarp, exists && !is_long);
+  uint32_t start = 0;
+  if (lane < 2) start = atomicAdd(b.s.in_order + lane, uint32_t(__popc(lane == 0 ? longs : others)));
+  const uint32_t below = (1u << lane) - 1;
+  const uint32_t front = __shfl_sync(kFullWarp, start, 0) + __popc(longs & below);
+  const uint32_t back = uint32_t(n_tiles) - 1 - __shfl_sync(kFullWarp, start, 1) - __popc(others & below);
+  if (exists) b.p.order[is_long ? front : back] = uint32_t(tile);
+}
+
 // A block a region: how many pairs each of its tiles has, before each unit of the region's pairs and in all. The last
 // block of an image sums up the image, the last of all the images.
-__global__ void __launch_bounds__(kCountThreads, 6) count_kernel(BinKernelParams b) {
+__global__ void __launch_bounds__(kCountThreads, 3) count_kernel(BinKernelParams b) {
   __shared__ CountShared shared;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int regions = b.grid.regions();
-  radix::wait_for_kernel_before();
+  wait_for_kernel_before();
+  let_next_kernel_come();
   if (!has_room(b) || b.p.n_images * regions == 0) return;
   const int32_t image = int32_t(blockIdx.x / unsigned(regions)), region = int32_t(blockIdx.x - unsigned(image * regions));
   const int32_t region_y = region / b.grid.regions_x, region_x = region - region_y * b.grid.regions_x;
@@ -105,6 +121,10 @@ __global__ void __launch_bounds__(kCountThreads, 6) count_kernel(BinKernelParams
   before += row - total;
 #pragma unroll 4
   for (int k = stretch; k < stretch_end; ++k) of_units[k * kRegionTiles + lane] += before;
+  if (warp == 1 && b.p.order != nullptr) {
+    const int32_t x = region_x * kRegionWidth + lane % kRegionWidth, y = region_y * kRegionHeight + lane / kRegionWidth;
+    put_in_order(b, x < b.p.tiles_x && y < b.p.tiles_y, (int64_t(image) * b.p.tiles_y + y) * b.p.tiles_x + x, total);
+  }
   if (warp == 0) {
     if (n_units == 0) of_units[lane] = 0;
     if (lane % kRegionWidth == kRegionWidth - 1) {
@@ -147,7 +167,10 @@ struct DealShared {
 // Where there was no room for something, every list is empty.
 __device__ __forceinline__ void write_empty_lists(const BinKernelParams& b) {
   const int64_t n_tiles = b.p.n_images * b.p.tiles_x * b.p.tiles_y;
-  RAPFAST_GRID_STRIDE(t, n_tiles + 1) b.p.tile_offsets[t] = 0;
+  RAPFAST_GRID_STRIDE(t, n_tiles + 1) {
+    b.p.tile_offsets[t] = 0;
+    if (b.p.order != nullptr) b.p.order[t] = t < n_tiles ? uint32_t(t) : 0;
+  }
   if (blockIdx.x != 0 || threadIdx.x != 0) return;
   // Where the pairs by region had none there is no other count.
   if (!has_room(b)) b.counts->n_intersections = int64_t(*b.s.n_pairs);
@@ -159,12 +182,16 @@ __global__ void __launch_bounds__(kUnit, 3) deal_kernel(BinKernelParams b) {
   __shared__ DealShared shared;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int64_t n_tiles = int64_t(b.p.tiles_x) * b.p.tiles_y;
-  radix::wait_for_kernel_before();
+  wait_for_kernel_before();
+  let_next_kernel_come();
   if (!has_room(b) || b.counts->n_intersections > b.p.capacity || b.p.n_images * n_tiles == 0) {
     write_empty_lists(b);
     return;
   }
-  if (blockIdx.x == 0 && thread == 0) b.p.tile_offsets[b.p.n_images * n_tiles] = b.counts->n_intersections;
+  if (blockIdx.x == 0 && thread == 0) {
+    b.p.tile_offsets[b.p.n_images * n_tiles] = b.counts->n_intersections;
+    if (b.p.order != nullptr) b.p.order[b.p.n_images * n_tiles] = b.s.in_order[0];
+  }
   const uint32_t n_regions = uint32_t(b.p.n_images * b.grid.regions());
   const uint32_t n_units = first_unit(n_regions, b.s.region_offsets[n_regions]);
 

@@ -11,12 +11,14 @@
 // tiles it is drawn by two blocks, each the upper or the lower half, with one pixel per lane and cells of 4x2; where
 // there are many, other tiles fill the time, and halves would only cost instructions. Each pixel sees the same
 // operations either way.
+#include "../bin.h"
 #include "../blend.h"
 
 #include <type_traits>
 
 #include "blend_cells.cuh"
 #include "check.cuh"
+#include "launch.cuh"
 #include "scratch.h"
 
 namespace rapfast {
@@ -26,8 +28,6 @@ constexpr int kWarps = 4;                 // of a block: the quarters of a tile
 constexpr int kWindow = kWarps * 32;      // records in shared memory at a time
 constexpr int kStep = 2;                   // records per step of a cell
 constexpr int kLook = 8;                   // steps after which a warp looks whether any of its pixels is open
-constexpr int64_t kHalvedTiles = 12 << 10;  // with fewer tiles in a call, long lists are drawn in halves
-constexpr int kLong = 4;                   // times the mean: a list this long is begun first
 
 // What a window keeps of a record.
 template <int kColors>
@@ -306,13 +306,14 @@ constexpr int min_blocks(int channels, bool keep_state, Order order) {
   if (channels > 16) return order == Order::kNone ? 4 : 3;
   if (channels > 4) return 1;
   if (order == Order::kNone) return 8;
-  return order == Order::kLongFirst && !keep_state ? 7 : 5;
+  return order == Order::kLongFirst ? 7 : 5;
 }
 
 template <int kChannels, bool kKeepState, Order kOrder>
 __global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOrder))
     blend_kernel(BlendParams<float> p, float* __restrict__ transmittances, int32_t* __restrict__ last_ids) {
   __shared__ Shared<kChannels> shared;
+  wait_for_kernel_before();
   uint32_t tile = blockIdx.x;
   if (kOrder == Order::kLongFirst) tile = p.order[tile];
   if (kOrder == Order::kHalves) {
@@ -327,41 +328,21 @@ __global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOr
   blend_part<kChannels, kKeepState, 2>(p, shared, tile, 0, transmittances, last_ids);
 }
 
-// Tiles with long lists to the front, the others to the back; order[n_tiles] counts the former. A long list that is
-// begun last is what the whole call waits for. Which comes first within a class changes no pixel.
-__global__ void __launch_bounds__(kThreads)
-    order_kernel(const int64_t* __restrict__ tile_offsets, int64_t n_tiles, uint32_t* order) {
-  const int64_t long_from = kLong * (tile_offsets[n_tiles] / n_tiles + 1);
-  const int lane = threadIdx.x % 32;
-  for (int64_t first = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * 32; first < n_tiles;
-       first += int64_t(gridDim.x) * blockDim.x) {
-    const int64_t t = first + lane;
-    const bool exists = t < n_tiles, is_long = exists && tile_offsets[t + 1] - tile_offsets[t] >= long_from;
-    const uint32_t longs = __ballot_sync(kFullWarp, is_long), others = __ballot_sync(kFullWarp, exists && !is_long);
-    uint32_t start = 0;
-    if (lane < 2) start = atomicAdd(order + n_tiles + lane, __popc(lane == 0 ? longs : others));
-    const uint32_t below = (1u << lane) - 1;
-    const uint32_t front = __shfl_sync(kFullWarp, start, 0) + __popc(longs & below);
-    const uint32_t back = uint32_t(n_tiles) - 1 - __shfl_sync(kFullWarp, start, 1) - __popc(others & below);
-    if (exists) order[is_long ? front : back] = uint32_t(t);
-  }
-}
-
 template <int kChannels, bool kKeepState, Order kOrder>
 void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
   const int64_t tiles = p.n_images * p.tiles_x * p.tiles_y;
-  // At most one list in kLong is kLong times as long as the mean.
-  const int64_t blocks = kOrder == Order::kHalves ? tiles + tiles / kLong + 1 : tiles;
+  // At most one list in kLongList is kLongList times as long as the mean.
+  const int64_t blocks = kOrder == Order::kHalves ? tiles + tiles / kLongList + 1 : tiles;
   const dim3 grid(unsigned(blocks), unsigned((p.n_channels + kChannels - 1) / kChannels));
-  blend_kernel<kChannels, kKeepState, kOrder><<<grid, kWindow, 0, stream>>>(p, transmittances, last_ids);
-  check_launch("blend_kernel");
+  launch_behind("blend_kernel", blend_kernel<kChannels, kKeepState, kOrder>, grid, kWindow, 0, stream, p, transmittances,
+                last_ids);
 }
 
 template <int kChannels, bool kKeepState>
 void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
   if (p.order == nullptr) {
     launch<kChannels, kKeepState, Order::kNone>(p, transmittances, last_ids, stream);
-  } else if (p.n_images * p.tiles_x * p.tiles_y < kHalvedTiles) {
+  } else if (p.in_halves) {
     launch<kChannels, kKeepState, Order::kHalves>(p, transmittances, last_ids, stream);
   } else {
     launch<kChannels, kKeepState, Order::kLongFirst>(p, transmittances, last_ids, stream);
@@ -379,17 +360,10 @@ void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_id
 
 }  // namespace
 
-void order_tiles_cuda(const int64_t* tile_offsets, int64_t n_tiles, uint32_t* order, cudaStream_t stream) {
-  check(cudaMemsetAsync(order + n_tiles, 0, 2 * sizeof(uint32_t), stream), "cudaMemsetAsync");
-  order_kernel<<<grid_for(n_tiles), kThreads, 0, stream>>>(tile_offsets, n_tiles, order);
-  check_launch("order_kernel");
-}
-
 void blend_cuda(const BlendParams<float>& p, float* transmittances, int32_t* last_ids,
                 cudaStream_t stream) {
   const int64_t n_tiles = p.n_images * p.tiles_x * p.tiles_y;
   if (n_tiles == 0) return;
-  if (p.order != nullptr) order_tiles_cuda(p.tile_offsets, n_tiles, p.order, stream);
   const int64_t d = p.n_channels;
   if (d == 1) {
     launch<1>(p, transmittances, last_ids, stream);

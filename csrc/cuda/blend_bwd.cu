@@ -572,11 +572,9 @@ void launch(const BlendBwdCudaParams& p, SumKind kind, cudaStream_t stream) {
 
 }  // namespace
 
-void blend_bwd_cuda(const BlendBwdCudaParams& given, cudaStream_t stream) {
-  BlendBwdCudaParams p = given;
+void blend_bwd_cuda(const BlendBwdCudaParams& p, cudaStream_t stream) {
   const int64_t n_tiles = p.n_images * p.tiles_x * p.tiles_y;
   if (n_tiles == 0 || p.n_records == 0 || p.n_intersections == 0) return;
-  if (p.order != nullptr) order_tiles_cuda(p.tile_offsets, n_tiles, p.order, stream);
   if (p.fixed == nullptr) return launch(p, SumKind::kAtomic, stream);
   launch(p, SumKind::kMeasure, stream);
   launch(p, SumKind::kFixed, stream);

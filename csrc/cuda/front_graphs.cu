@@ -12,7 +12,7 @@ constexpr size_t kMaxGraphs = 8;  // of one form of call; the allocator takes tw
 // A capture must not be disturbed by what other threads do, nor disturb them.
 class RelaxedCapture {
  public:
-  RelaxedCapture() { check(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode"); }
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
   ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
 
  private:
@@ -53,8 +53,10 @@ struct FrontGraphs::Entry {
     check(cudaStreamDestroy(stream), "cudaStreamDestroy");
   }
 
-  // Without checks: at the end of a process the driver may be gone.
+  // Without checks: at the end of a process the driver may be gone. It may also come while the caller captures a
+  // graph, from the cache of plans.
   void drop() {
+    const RelaxedCapture relaxed;
     if (exec != nullptr) cudaGraphExecDestroy(exec);
     if (graph != nullptr) cudaGraphDestroy(graph);
     exec = nullptr;

@@ -14,17 +14,6 @@ namespace radix {
 
 RAPFAST_HD constexpr int64_t chunks_of(int64_t size, int chunk) { return (size + chunk - 1) / chunk; }
 
-// ---------------------------------------------------------------------------------------- launches
-
-// Kernels of a chain are launched before the one in front has ended (programmatic dependent launch, where the
-// GPU has it): they begin with this, which waits for it, and lets the next one come.
-__device__ __forceinline__ void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // ------------------------------------------------------------------------------------ whole blocks
 
 // Inclusive sum over the lanes of a warp.

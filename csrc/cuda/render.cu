@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.cuh"
+#include "launch.cuh"
 #include "scratch.h"
 #include "tile_boxes.cuh"
 
@@ -21,8 +22,8 @@ struct Scratch {
   NetView* net_views;  // [I]
   float* viewmats;     // [I, 4, 4] where a graph reads them
   float* Ks;           // [I, 3, 3]
-  uint32_t* tile_order;
   // Where the state does not keep them.
+  uint32_t* order;
   int64_t* tile_offsets;
   int32_t* tile_records;
   float* record_colors;
@@ -45,8 +46,8 @@ Scratch lay_out(const RenderSizes& s, void* base) {
       project_scratch(arena, s.n_scenes * s.n_cameras, s.n_gaussians, s.record_capacity);
   const RegionGrid grid = region_grid(tile_columns(s), s.n_tile_rows);
   scratch.bin = bin_scratch(arena, s.n_scenes * s.n_cameras, grid, s.record_capacity, s.capacity);
-  scratch.tile_order = arena.take<uint32_t>(all_tiles(s) + 2);
   if (!s.keep_state) {
+    scratch.order = arena.take<uint32_t>(all_tiles(s) + 1);
     scratch.tile_offsets = arena.take<int64_t>(all_tiles(s) + 1);
     scratch.tile_records = arena.take<int32_t>(s.capacity);
     scratch.record_colors = arena.take<float>(color_stride(s.n_channels) * s.record_capacity);
@@ -58,6 +59,8 @@ Scratch lay_out(const RenderSizes& s, void* base) {
 // A kernel writes them to the host: a copy is another engine's work, whose turn kept the next kernel waiting
 // for 8 us.
 __global__ void publish_kernel(const Counts* counts, const int64_t* n_visible, HostCounts* to) {
+  wait_for_kernel_before();
+  let_next_kernel_come();
   *to = HostCounts{*counts, n_visible == nullptr ? 0 : *n_visible};
 }
 
@@ -93,8 +96,7 @@ class MailboxLoan {
   // Queues the counts on their way to the host.
   void post(const Counts* counts, const int64_t* n_visible, cudaStream_t stream) {
     under_way_ = true;
-    publish_kernel<<<1, 1, 0, stream>>>(counts, n_visible, box_.counts);
-    check_launch("publish_kernel");
+    launch_behind("publish_kernel", publish_kernel, dim3(1), 1, 0, stream, counts, n_visible, box_.counts);
     check(cudaEventRecord(box_.arrived, stream), "cudaEventRecord");
   }
 
@@ -231,6 +233,7 @@ StateLayout state_layout(const RenderSizes& s) {
   l.gaussian_ids = take(4 * s.record_capacity);
   const int64_t kept = s.keep_state ? 1 : 0, pixels = n_images * s.rows() * s.width;
   l.tile_offsets = take(kept * 8 * (all_tiles(s) + 1));
+  l.order = take(kept * 4 * (all_tiles(s) + 1));
   l.tile_records = take(kept * 4 * s.capacity);
   l.record_colors = take(kept * 4 * color_stride(s.n_channels) * s.record_capacity);
   l.views = take(kept * int64_t(sizeof(DeviceView)) * n_images);
@@ -264,6 +267,7 @@ struct RenderCall::Parts {
   int64_t* tile_offsets() const {
     return params.sizes.keep_state ? part<int64_t>(layout.tile_offsets) : scratch.tile_offsets;
   }
+  uint32_t* order() const { return params.sizes.keep_state ? part<uint32_t>(layout.order) : scratch.order; }
   int32_t* tile_records() const {
     return params.sizes.keep_state ? part<int32_t>(layout.tile_records) : scratch.tile_records;
   }
@@ -327,6 +331,7 @@ void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cuda
   bin.image_offsets = project.image_offsets;
   bin.tile_offsets = tile_offsets();
   bin.tile_records = tile_records();
+  bin.order = order();
   const ColorParams<float> color = color_params(viewmats, Ks);
   const TileBoxes boxes = tile_boxes(bin, scratch.bin);
   const ClearedMemory cleared = {scratch.bin.zero, int64_t(scratch.bin.zero_bytes)};
@@ -421,8 +426,8 @@ HostCounts RenderCall::finish(const RenderOutputs& outputs) {
   blend.image_offsets = parts_->part<int64_t>(layout.image_offsets);
   blend.tile_offsets = parts_->tile_offsets();
   blend.tile_records = parts_->tile_records();
-  // In small calls the kernels that find the order cost more than it saves.
-  if (sizes.capacity >= kOrderedCapacity) blend.order = parts_->scratch.tile_order;
+  blend.order = parts_->order();
+  blend.in_halves = sizes.capacity >= kHalvedCapacity && all_tiles(sizes) < kHalvedTiles;
   blend.colors = outputs.colors;
   blend.alphas = outputs.alphas;
   blend_cuda(blend, parts_->part<float>(layout.transmittances),

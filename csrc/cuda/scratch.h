@@ -80,6 +80,7 @@ struct BinScratch {
   uint64_t* image_pairs;         // [I] (region, record) pairs
   uint64_t* image_tiles;         // [I] (tile, record) pairs; then those of the images before
   uint64_t* n_pairs;             // [1] sum of image_pairs
+  uint32_t* in_order;            // [2] tiles with long lists, and others, that have their place
   uint32_t* arrived;             // [I + 1] blocks that are done with an image; images that are
   uint32_t* depth_states[4];     // [record chunks, 256] what chunks tell each other; the last [, 512]
   uint32_t* emit_states;         // [pair chunks, bins]

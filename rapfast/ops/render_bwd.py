@@ -153,17 +153,15 @@ def _pixels(
     n = counts.n_records
     rows = state.new_empty((n, row_stride(kind.n_channels)), dtype=torch.float32)
     v_means2d = state.new_empty(kind.means2d_shape(counts.n_visible), dtype=torch.float32)
-    order = exponents = fixed = None
-    if counts.n_intersections >= native.ordered_capacity:
-        order = state.new_empty((plan.n_tiles + 2,), dtype=torch.int32)
+    exponents = fixed = None
     if deterministic:
         width = native.fixed_stride(kind.n_channels)
         exponents = state.new_empty((n, width), dtype=torch.int32)
         fixed = state.new_empty((n, width), dtype=torch.int64)
     plan.pixels(
         state.data_ptr(), n, counts.n_intersections, v_means2d.numel() // 2, address(places), address(v_colors),
-        address(v_alphas), address(absgrad), address(order), address(exponents), address(fixed), rows.data_ptr(),
-        v_means2d.data_ptr(), current_stream(device),
+        address(v_alphas), address(absgrad), address(exponents), address(fixed), rows.data_ptr(), v_means2d.data_ptr(),
+        current_stream(device),
     )  # fmt: skip
     return PixelGradients(rows, v_means2d)
 
