@@ -30,12 +30,12 @@ _SORTS = ((0.3e6, 70.0, 39.0), (1e6, 83.0, 47.0), (2.5e6, 144.0, 82.0), (20e6, 6
 
 GROUP = 32  # cameras that share one load of a Gaussian: csrc/cuda/project.cu
 TILE, CELL = 16, 4  # pixels per side: a tile, and the part of it for which a record is passed over or not
-ONE_PASS_TILES = 2048  # of an image, that csrc/cuda/bin.cu sorts in one pass
 ALPHA_CUT, STOP, ALPHA_CAP = 1 / 255, 1e-4, 0.999
 
 OTHER_STEPS = {
     "prepare": "project",
     "tally": "bin",
+    "count": "bin",
     "publish": "bin",
     "copy_cameras": "project",
     "store_views": "color",
@@ -112,11 +112,10 @@ def floors(w: Work) -> dict[str, Floor]:
         "cull": Floor("project", 44 * w.gaussians / min(w.views, GROUP) + 4 * words, 60 * w.gaussians),
     }
     # Bits in, and the parameters of what is seen, once for all views; out record, radii, Gaussian and what it is
-    # sorted by, 32 + 8 + 4 + 4 bytes, and the set of its tiles, 8. About 180 operations: covariance 60, into the view
-    # and through the Jacobian 60, inverse, radii and bounds 60; for the tiles about 30 for the ellipse and 40 for its
-    # columns in one row of tiles.
+    # sorted by, 32 + 8 + 4 + 4 bytes, and the box of its tiles, 8. About 180 operations: covariance 60, into the view
+    # and through the Jacobian 60, inverse, radii and bounds 60.
     n_bytes = 4 * words + 44 * w.seen + 56 * w.records
-    operations = 180 * w.records + 30 * w.visible + 40 * w.rows
+    operations = 180 * w.records
     if w.coefficients or w.channels <= 4:
         # Coefficients or colours in, once for all views, a row of colours out. The basis takes about three operations
         # a term beyond the constant one; then a multiply-add for each coefficient.
@@ -129,13 +128,11 @@ def floors(w: Work) -> dict[str, Floor]:
         found["given_color"] = Floor("color", (4 * w.channels + 8 + 4 + 4 * stride) * w.visible)
     # A key of 32 bits in, an item of 64 out, and three times in and out: four passes of eight bits.
     found["depth"] = Floor("bin", (4 + 8 + 3 * 16) * w.records)
-    # Item and tiles of each record in; a tile's records out, where one pass sorts all tiles of an image, with the
-    # first of each tile; else each pair once more in and out.
-    if w.tiles <= ONE_PASS_TILES:
-        found["emit"] = Floor("bin", 16 * w.records + 4 * w.intersections + 8 * w.tiles)
-    else:
-        found["emit"] = Floor("bin", 16 * w.records + 4 * w.intersections)
-        found["tile"] = Floor("bin", 8 * w.intersections + 8 * w.tiles)
+    # Item, box and record in, in the order of depth. Which tiles are reached takes about 30 operations for the ellipse
+    # and 40 for its columns in one row of tiles. The pairs by region in between are a way of doing it.
+    found["emit"] = Floor("bin", (8 + 8 + 32) * w.records, 30 * w.visible + 40 * w.rows)
+    # Each tile's records out, and where they begin.
+    found["deal"] = Floor("bin", 4 * w.intersections + 8 * w.tiles)
     found |= {
         # List, record and colours of what is walked in, once a tile; pixels out. In every pixel of a cell that a
         # record reaches: 3 operations for the distance and what two pixels share of the exponent, 2 for the rest of

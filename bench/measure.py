@@ -122,14 +122,17 @@ def seconds(call: Callable[[], Any], device: str) -> float:
 def rounds_for(first: float, device: str, limit: int) -> tuple[int, int]:
     """Warm-up rounds and measured rounds for a call that takes ``first`` seconds.
 
-    5 and at least 15, more where they are short; only what takes seconds (the reference) is measured less often.
+    At least 5 and 15, more where they are short; only what takes seconds (the reference) is measured less often. A loop
+    of short calls on a GPU settles in the course of some tens: allocators take turns with blocks, and calls that meet
+    the same addresses again become CUDA graphs.
     """
     if first > 3.0:
         return 0, 1
     if first > 0.5:
         return 1, min(3, limit)
     long_enough = 0.25 if device == "cuda" else 0.5
-    return min(5, limit), min(limit, max(15, math.ceil(long_enough / first)))
+    warmups = min(40, max(5, math.ceil(0.02 / first))) if device == "cuda" else 5
+    return warmups if limit >= 5 else limit, min(limit, max(15, math.ceil(long_enough / first)))
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from bench.cases import CASES, GARDEN_VARIABLE, garden_path, workload
 from bench.measure import BACKENDS, MIN_PSNR, Arguments, cuda_clock, psnr, why_not
 
 KEPT = 0.9
-WARMUPS, ROUNDS = 5, 15
+WARMUPS, ROUNDS, TURNS = 40, 10, 3
 
 _CASES = {case.name: case for case in CASES["full"]}
 _RESULTS = Path(__file__).parent / "results"
@@ -28,15 +28,17 @@ def _claims() -> list[tuple[str, str, float]]:
 
 
 def _medians(arguments: Arguments) -> dict[str, float]:
-    """Seconds of a call by backend, measured in turns."""
+    """Seconds of a call by backend. They take turns with loops, so that a machine that slows down slows both, and not
+    with calls: what one frees the other would take, and neither find its memory where it was."""
     took: dict[str, list[float]] = {"gsplat": [], "rapfast": []}
-    for i in range(WARMUPS + ROUNDS):
+    for _ in range(TURNS):
         for backend, times in took.items():
-            start = cuda_clock()
-            BACKENDS[backend](arguments)
-            seconds = cuda_clock() - start
-            if i >= WARMUPS:
-                times.append(seconds)
+            for i in range(WARMUPS + ROUNDS):
+                start = cuda_clock()
+                BACKENDS[backend](arguments)
+                seconds = cuda_clock() - start
+                if i >= WARMUPS:
+                    times.append(seconds)
     return {backend: statistics.median(times) for backend, times in took.items()}
 
 

@@ -370,3 +370,15 @@ def test_the_report_reads_a_real_run(reduced_run: dict[str, Any], tmp_path: Path
     table = report.forward_table(run)
     assert "| room-20k-214x120 | 4 |" in table and "reference" in table and "gsplat" not in table
     assert "composite" in report.stage_table(run)
+
+
+@pytest.mark.parametrize(
+    ("first", "device", "limit", "want"),
+    [
+        (1e-4, "cuda", 10, (40, 10)), (2e-3, "cuda", 1000, (10, 125)), (0.1, "cuda", 1000, (5, 15)),
+        (1e-4, "cpu", 1000, (5, 1000)), (1e-4, "cuda", 3, (3, 3)), (1.0, "cpu", 1000, (1, 3)), (9.0, "cpu", 9, (0, 1)),
+    ],
+)  # fmt: skip
+def test_short_calls_have_more_rounds(first, device, limit, want):
+    """A loop on a GPU has settled before it is measured."""
+    assert measure.rounds_for(first, device, limit) == want
