@@ -198,8 +198,9 @@ def test_a_floor_is_the_longest_of_its_times() -> None:
     given = floors.floors(work(coefficients=0, channels=32))
     assert given["given_color"].bytes == (128 + 12 + 128) * 29e3 and "given_color" not in found
     assert given["record"].bytes == pytest.approx(500_000 / 8 + 44 * 9e3 + 56 * 30e3)
-    # an image of many tiles takes another pass over its pairs
-    assert "tile" not in found and floors.floors(work(tiles=4346))["tile"].bytes == 8 * 150e3 + 8 * 4346
+    # by hand: records in the order of depth in, tiles' lists and offsets out
+    assert found["emit"].bytes == 48 * 30e3 and found["emit"].operations == 30 * 29e3 + 40 * work().rows
+    assert found["deal"].bytes == 4 * 150e3 + 8 * work().tiles
 
 
 def test_cub_sorts_lie_between_what_was_measured() -> None:
@@ -243,7 +244,7 @@ def test_psnr_is_of_the_worst_view_and_nan_is_not_good() -> None:
 def test_at_least_15_rounds_of_what_is_fast() -> None:
     for device in ("cpu", "cuda"):
         assert measure.rounds_for(0.4, device, 50) == (5, 15)
-        assert measure.rounds_for(1e-4, device, 50) == (5, 50)
+        assert measure.rounds_for(1e-4, device, 50) == (5 if device == "cpu" else 40, 50)
         assert measure.rounds_for(10.0, device, 50) == (0, 1)
         assert measure.rounds_for(1e-4, device, 2) == (2, 2)
 
@@ -370,15 +371,3 @@ def test_the_report_reads_a_real_run(reduced_run: dict[str, Any], tmp_path: Path
     table = report.forward_table(run)
     assert "| room-20k-214x120 | 4 |" in table and "reference" in table and "gsplat" not in table
     assert "composite" in report.stage_table(run)
-
-
-@pytest.mark.parametrize(
-    ("first", "device", "limit", "want"),
-    [
-        (1e-4, "cuda", 10, (40, 10)), (2e-3, "cuda", 1000, (10, 125)), (0.1, "cuda", 1000, (5, 15)),
-        (1e-4, "cpu", 1000, (5, 1000)), (1e-4, "cuda", 3, (3, 3)), (1.0, "cpu", 1000, (1, 3)), (9.0, "cpu", 9, (0, 1)),
-    ],
-)  # fmt: skip
-def test_short_calls_have_more_rounds(first, device, limit, want):
-    """A loop on a GPU has settled before it is measured."""
-    assert measure.rounds_for(first, device, limit) == want

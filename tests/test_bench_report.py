@@ -173,7 +173,7 @@ def test_floors_stand_beside_what_was_measured(repository: Path) -> None:
     assert "| project: prepare | – | – | – | – | – | 0.300 | – |" in docs
     assert "| bin: tally | – | – | – | – | – | 0.100 | – |" in docs
     emit = floors.floors(counted)["emit"]
-    assert f"| bin: emit | {emit.bytes / 1e6:.2f} | 0 | 0 | {emit.us:.3f} | bytes | – | – |" in docs
+    assert f"| bin: emit | {emit.bytes / 1e6:.2f} | {emit.operations / 1e6:.2f} | 0 | {emit.us:.3f} | bytes" in docs
     # the stage's own time, which the record has beside its kernels'
     assert "| **blend** |" in docs and "| operations | 30.0 | " in docs
     assert "| 14.0 | 1.2 % | 47.9 | 70.0 |" in docs  # 35 launches of 3.2 us, the kernels, the call
