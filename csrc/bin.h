@@ -41,9 +41,10 @@ constexpr int64_t kLongList = 4;
 void boxes_cuda(const BinParams<float>& params, const BinScratch& scratch, cudaStream_t stream);
 TileBoxes tile_boxes(const BinParams<float>& params, const BinScratch& scratch);
 
-// Writes counts->n_intersections; where that exceeds the capacity, every list is empty. It is then the number of pairs
-// to make room for, of which there may be more still: boxes touch regions that their ellipses miss, and where those
-// pairs have no room nothing else is counted.
+// Writes counts->n_intersections, the room that the call needs: its (tile, record) pairs, or those of regions and
+// records (cuda/tile_boxes.cuh) where there are more of them, since boxes touch regions that their ellipses miss. Where
+// it exceeds the capacity every list is empty; and where the latter alone do, the former are not counted yet, so that
+// the caller may have to come a third time.
 void bin_cuda(const BinParams<float>& params, const BinScratch& scratch, Counts* counts, cudaStream_t stream);
 #endif
 

@@ -35,7 +35,6 @@ class BackwardPlan {
     project_.height = sizes_.height;
   }
 
-
   // Numbers of scratch that gaussians() takes where gradients of views are wanted.
   int64_t sums_size() const { return n_images() * seen_chunks(sizes_.n_gaussians) * (kProjectSums + kCenterSums); }
 

@@ -252,7 +252,7 @@ def sweep(seed: int, parts: Sequence[str]) -> int:
         # Shapes: no Gaussian, one, around a warp and a block; one camera, a group and a bit; sizes around a tile.
         for n, c, size in [
             (0, 1, (17, 5)), (1, 1, (1, 1)), (31, 2, (16, 16)), (33, 33, (9, 31)), (257, 3, (33, 17)),
-            (1000, 1, (75, 41)),
+            (1000, 1, (75, 41)), (700, 2, (300, 150)),
         ]:  # fmt: skip
             draw(n, c, size, sh_degree=picks.randrange(5))
         for channels in (1, 2, 3, 4, 5, 9, 17, 33):

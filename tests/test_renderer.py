@@ -391,6 +391,52 @@ def test_overflow_is_never_a_picture(post, short, captured):
 
 
 @pytest.mark.cuda
+def test_room_where_regions_are_more_than_tiles():
+    """Small Gaussians where four regions meet: boxes touch all four, ellipses fewer tiles. Both need room."""
+    generator, n = torch.Generator().manual_seed(2), 20_000
+    means = torch.randn(n, 3, generator=generator) * 0.04 + torch.tensor([0.0, 0.0, 10.0])
+    scene = rapfast.Scene(
+        means, torch.randn(n, 4, generator=generator), torch.full((n, 3), 0.004), torch.rand(n, generator=generator),
+        sh=torch.rand(n, 1, 3, generator=generator),
+    )  # fmt: skip
+    viewmats, Ks = torch.eye(4)[None], torch.tensor([[[512.0, 0.0, 256.0], [0.0, 512.0, 256.0], [0.0, 0.0, 1.0]]])
+    records = ops.project(
+        *(x[None] for x in (scene.means, scene.quats, scene.scales)), None, scene.opacities[None], viewmats[None],
+        Ks[None], 512, 512, antialiased=True,
+    )  # fmt: skip
+    center, radii = records.records[:, :2], records.radii
+    first, end = ((center - radii) / 16).floor().clamp(0, 32), ((center + radii) / 16).ceil().clamp(0, 32)
+    region = torch.tensor([8, 4])
+    n_regions = int(((end / region).ceil() - (first / region).floor()).prod(1).sum())
+    assert n_regions > len(ops.bin(records, 512, 512).tile_records) + 5000
+    options = {"sh_degree": 0, "rasterize_mode": "antialiased"}
+    renderer = Renderer(scene.to("cuda"), 1, 512, 512, **options)
+    renderer.fit(viewmats.cuda(), Ks.cuda(), headroom=1)
+    images, _ = renderer.render(viewmats.cuda(), Ks.cuda())
+    renderer.check()
+    s = scene.to("cuda")
+    want = rasterization(
+        s.means, s.quats, s.scales, s.opacities, s.sh, viewmats.cuda(), Ks.cuda(), 512, 512, **options
+    )[0]  # fmt: skip
+    assert_same(images, want)
+
+
+@pytest.mark.cuda
+def test_as_many_regions_as_a_call_draws_and_more():
+    """8192x4096 pixels are 4096 regions: the last size that is drawn at once. The next comes in bands, without
+    gradients."""
+    scene = cuda_scene(50, 1, sh_degree=0, width=8192, height=4096)
+    images, alphas, _ = rasterization(*scene, 8192, 4096, sh_degree=0)
+    assert float(alphas.sum()) > 0 and bool(images.isfinite().all())
+    larger = rasterization(*scene, 8192, 4112, sh_degree=0)
+    assert_all_same((larger[0][:, :4096], larger[1][:, :4096]), (images, alphas))
+    leaf = scene.means.clone().requires_grad_()
+    assert_same(rasterization(leaf, *scene[1:], 8192, 4096, sh_degree=0)[0], images)
+    with pytest.raises(TooLarge, match="8192x4112 pixels are 4160 regions of 128x64, and a native call draws at"):
+        rasterization(leaf, *scene[1:], 8192, 4112, sh_degree=0)
+
+
+@pytest.mark.cuda
 def test_room_that_just_suffices():
     """The counts themselves are enough and one less is not."""
     scene = cuda_scene(1000, 2, sh_degree=2)
@@ -670,7 +716,13 @@ def test_bands_of_tile_rows_make_the_whole(cuts, options):
     for band in bands:
         assert band.n_records == whole.n_records
         assert_all_same(ops.state_records(band), ops.state_records(whole))
-    assert sum(band.n_intersections for band in bands) == whole.n_intersections
+
+    def n_listed(rendered: Any) -> int:
+        sizes = rendered.sizes
+        n_tiles = sizes.n_images * -(-sizes.width // 16) * sizes.n_tile_rows
+        return int(native_render.state_part(rendered.state, sizes, "tile_offsets", torch.int64, n_tiles + 1)[-1])
+
+    assert sum(map(n_listed, bands)) == n_listed(whole)
 
 
 @pytest.mark.cuda

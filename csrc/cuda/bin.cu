@@ -145,6 +145,7 @@ BinScratch bin_scratch(Arena& arena, int64_t n_images, RegionGrid grid, int64_t 
   s.image_pairs = arena.take<uint64_t>(n_images);
   s.image_tiles = arena.take<uint64_t>(n_images);
   s.n_pairs = arena.take<uint64_t>(1);
+  s.n_tile_pairs = arena.take<int64_t>(1);
   s.region_differences = arena.take<uint32_t>(histograms * grid.bins());
   s.in_order = arena.take<uint32_t>(2);
   s.arrived = arena.take<uint32_t>(n_images + 1);

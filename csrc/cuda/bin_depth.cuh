@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
     R::run(shared.ranking, tags, valid, own);
     if (R::owns()) radix::publish(state, kWidth, thread, chunk, own);
 
-    // Of the digits before: the chunk's items, the image's, and its tiles.
+    // Of the digits before: the chunk's items, the image's, and its pairs.
     uint32_t before_digit[kLast ? 3 : 2][1] = {{own[0]}, {in_image}};
     if (kLast) before_digit[kLast ? 2 : 0][0] = pairs_in_image;
     R::sums_before(shared.ranking, before_digit);
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
       __syncthreads();
       for (uint32_t i = thread; i < n_items; i += kBlock) out[shared.base[shared.digits[i]] + i] = shared.sorted[i];
     } else {
-      // Tiles are summed over the chunk in its new order, a warp a stretch; items keep the sum before them.
+      // Pairs are summed over the chunk in its new order, a warp a stretch; items keep the sum before them.
       __syncthreads();
       uint32_t counts_of[R::kItems], pairs_before[R::kItems], sum = 0;
 #pragma unroll

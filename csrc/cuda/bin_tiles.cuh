@@ -131,9 +131,10 @@ __global__ void __launch_bounds__(kCountThreads, 3) count_kernel(BinKernelParams
       const int32_t y = region_y * kRegionHeight + lane / kRegionWidth;
       b.s.strips[int64_t(image) * b.grid.strips() + y * b.grid.regions_x + region_x] = row;
     }
-    const uint32_t in_region = __reduce_add_sync(kFullWarp, total);
-    if (lane == 0 && in_region != 0) {
-      add_to(reinterpret_cast<int64_t*>(b.s.image_tiles + image), int64_t(in_region));
+    // A tile's pairs are below 2^31, those of 32 tiles may not be.
+    const int64_t high = __reduce_add_sync(kFullWarp, total >> 16), low = __reduce_add_sync(kFullWarp, total & 0xffffu);
+    if (lane == 0 && (high | low) != 0) {
+      add_to(reinterpret_cast<int64_t*>(b.s.image_tiles + image), (high << 16) + low);
     }
   }
   if (!is_last_of(b.s.arrived + image, uint32_t(regions), &shared.is_last)) return;
@@ -150,7 +151,10 @@ __global__ void __launch_bounds__(kCountThreads, 3) count_kernel(BinKernelParams
     if (i < b.p.n_images) b.s.image_tiles[i] = uint64_t(images_before + up_to - n);
     images_before += __shfl_sync(kFullWarp, up_to, 31);
   }
-  if (lane == 0) b.counts->n_intersections = images_before;
+  if (lane == 0) {
+    *b.s.n_tile_pairs = images_before;
+    b.counts->n_intersections = max_of(images_before, int64_t(*b.s.n_pairs));
+  }
 }
 
 // --------------------------------------------------------------------------------------------- lists
@@ -189,7 +193,7 @@ __global__ void __launch_bounds__(kUnit, 3) deal_kernel(BinKernelParams b) {
     return;
   }
   if (blockIdx.x == 0 && thread == 0) {
-    b.p.tile_offsets[b.p.n_images * n_tiles] = b.counts->n_intersections;
+    b.p.tile_offsets[b.p.n_images * n_tiles] = *b.s.n_tile_pairs;
     if (b.p.order != nullptr) b.p.order[b.p.n_images * n_tiles] = b.s.in_order[0];
   }
   const uint32_t n_regions = uint32_t(b.p.n_images * b.grid.regions());

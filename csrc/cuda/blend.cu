@@ -7,7 +7,7 @@
 // reach it, and its four cells go through their lists side by side: lanes meet few records that draw nothing
 // in them, and a step costs no more than the longest of four lists asks for.
 //
-// In large calls a tile whose list is long would keep all the others waiting: it is begun first. Where there are few
+// A tile whose list is long would keep the call waiting: it is begun first. In large calls of few
 // tiles it is drawn by two blocks, each the upper or the lower half, with one pixel per lane and cells of 4x2; where
 // there are many, other tiles fill the time, and halves would only cost instructions. Each pixel sees the same
 // operations either way.
@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOr
 template <int kChannels, bool kKeepState, Order kOrder>
 void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
   const int64_t tiles = p.n_images * p.tiles_x * p.tiles_y;
-  // At most one list in kLongList is kLongList times as long as the mean.
+  // At most one list in kLongList takes kLongList times a tile's part of the room.
   const int64_t blocks = kOrder == Order::kHalves ? tiles + tiles / kLongList + 1 : tiles;
   const dim3 grid(unsigned(blocks), unsigned((p.n_channels + kChannels - 1) / kChannels));
   launch_behind("blend_kernel", blend_kernel<kChannels, kKeepState, kOrder>, grid, kWindow, 0, stream, p, transmittances,

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "check.cuh"
-#include "launch.cuh"
 #include "scratch.h"
 #include "tile_boxes.cuh"
 
@@ -59,8 +58,6 @@ Scratch lay_out(const RenderSizes& s, void* base) {
 // A kernel writes them to the host: a copy is another engine's work, whose turn kept the next kernel waiting
 // for 8 us.
 __global__ void publish_kernel(const Counts* counts, const int64_t* n_visible, HostCounts* to) {
-  wait_for_kernel_before();
-  let_next_kernel_come();
   *to = HostCounts{*counts, n_visible == nullptr ? 0 : *n_visible};
 }
 
@@ -96,7 +93,8 @@ class MailboxLoan {
   // Queues the counts on their way to the host.
   void post(const Counts* counts, const int64_t* n_visible, cudaStream_t stream) {
     under_way_ = true;
-    launch_behind("publish_kernel", publish_kernel, dim3(1), 1, 0, stream, counts, n_visible, box_.counts);
+    publish_kernel<<<1, 1, 0, stream>>>(counts, n_visible, box_.counts);
+    check_launch("publish_kernel");
     check(cudaEventRecord(box_.arrived, stream), "cudaEventRecord");
   }
 
@@ -203,7 +201,7 @@ OverflowParams poison_of(const RenderParams& params, const RenderOutputs& output
   }
   // The lists are empty.
   add(params.state + layout.n_invalid, layout.records - layout.n_invalid, 0);
-  add(params.state + layout.tile_offsets, layout.tile_records - layout.tile_offsets, 0);
+  add(params.state + layout.tile_offsets, layout.order - layout.tile_offsets, 0);
   add(params.state + layout.transmittances, layout.last_ids - layout.transmittances, nan);
   add(params.state + layout.last_ids, layout.size - layout.last_ids, 0);
   return p;

@@ -41,7 +41,7 @@ struct alignas(16) DeviceView {
 // How much a call wants.
 struct Counts {
   int64_t n_records;        // wanted, also where there was no room
-  int64_t n_intersections;  // likewise; of the records there was room for
+  int64_t n_intersections;  // room for pairs, likewise: see bin_cuda(); of the records there was room for
 };
 
 struct ProjectScratch {
@@ -80,6 +80,7 @@ struct BinScratch {
   uint64_t* image_pairs;         // [I] (region, record) pairs
   uint64_t* image_tiles;         // [I] (tile, record) pairs; then those of the images before
   uint64_t* n_pairs;             // [1] sum of image_pairs
+  int64_t* n_tile_pairs;         // [1] (tile, record) pairs of all images
   uint32_t* in_order;            // [2] tiles with long lists, and others, that have their place
   uint32_t* arrived;             // [I + 1] blocks that are done with an image; images that are
   uint32_t* depth_states[4];     // [record chunks, 256] what chunks tell each other; the last [, 512]

@@ -6,7 +6,7 @@
 
 namespace rapfast {
 
-// Several kernels find the tiles of one Gaussian, some to count them and some to list them, and must
+// Several kernels find the tiles of one Gaussian, of a whole image or of a band, and must
 // agree to the last bit. What surrounds an expression decides whether nvcc contracts it, so on the
 // device these formulas name every operation. lg2, rcp and sqrt are the hardware's: the slack below
 // is thousands of times their error.

@@ -77,7 +77,8 @@ def _cuda(records, radii, image_offsets, tiles_x, tiles_y, first_tile_row, capac
         scratch=address(room),
         counts=address(counts),
     )
-    out.tile_offsets[-1] = counts[1]  # also where there was no room for all of them: so much to come again with
+    # Where there was too little room: how much to come again with.
+    out.tile_offsets[-1] = torch.where(counts[1] > capacity, counts[1], out.tile_offsets[-1])
     return tuple(out)
 
 
@@ -121,10 +122,11 @@ def bin(
 
     ``tile_rows`` are the first row of tiles and the one behind the last; without them all rows are listed. The
     lists of a band of rows are those of the whole, numbered from the band's first tile on. ``capacity`` is the
-    number of (tile, record) pairs to make room for at first; with too little room the stage runs a second time, and
+    number of (tile, record) pairs to make room for at first; with too little room the stage runs again, and
     the lists are the same for every value.
 
-    Raises: ValueError for rows that the image does not have.
+    Raises: ValueError for rows that the image does not have; RuntimeError on a GPU for more than 4096 regions of 128x64
+    pixels, or more than 2^31 - 1 pairs.
     """
     tiles_x, tiles_y = tile_grid(width, height)
     first, end = tile_rows or (0, tiles_y)
@@ -149,4 +151,6 @@ def _with_room(
         n = int(out.tile_offsets[-1])
         if n <= capacity:
             return out._replace(tile_records=out.tile_records[:n])
+        if n >= 1 << 31 and records.is_cuda:
+            raise RuntimeError(f"a GPU lists at most 2^31 - 1 pairs of tiles and records in one call, got {n}")
         capacity = n

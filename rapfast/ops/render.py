@@ -22,13 +22,13 @@ from rapfast.postprocess import PostProcess
 from rapfast.profiling import native_stages
 
 MAX_INDEX = (1 << 31) - 1
-"""Most records, and most (tile, record) pairs, of one native call: their indices are 32 bits."""
+"""Most records, and most pairs of tiles (or regions) and records, of one native call: their indices are 32 bits."""
 
 MAX_REGIONS = 1 << 12
 """Most regions of 8x4 tiles of an image, or of a band of one, in a native call: kMostRegions in csrc/cuda/scratch.h."""
 
 # Rows per (image, Gaussian) pair and per record that a size seen for the first time starts with. Too few cost
-# one more run of the first stages, once.
+# one or two more runs of the first stages, once.
 _FIRST_RECORDS = 0.15
 _FIRST_INTERSECTIONS = 4.0
 _HEADROOM = 1.125
@@ -340,7 +340,7 @@ class Rendered(NamedTuple):
     state: Tensor  # [bytes] uint8, opaque: see n_invalid, state_records and state_pixels
     sizes: Sizes
     n_records: int  # rows in use, dead ones included; -1 with fixed_room: only the state knows
-    n_intersections: int
+    n_intersections: int  # room that its pairs need: those of tiles, or of regions, where these are more
     n_visible: int = 0  # records that are not dead, with keep_state
 
     @property
@@ -350,7 +350,7 @@ class Rendered(NamedTuple):
 
     @property
     def status(self) -> Tensor:
-        """[3] int64: records and intersections wanted, and, with fixed_room, 1 where there was too little room for
+        """[3] int64: records and room for pairs wanted, and, with fixed_room, 1 where there was too little room for
         them and all outputs are NaN or 0. Memory of the state."""
         return _part(self, "status", torch.int64, 3)
 
@@ -358,7 +358,7 @@ class Rendered(NamedTuple):
 class _Learnt:
     """Capacities for one problem size, from the calls so far. Results never depend on them.
 
-    They grow at once, for a call that finds too little room runs twice, and shrink when a whole window of calls has
+    They grow at once, for a call that finds too little room runs again, and shrink when a whole window of calls has
     needed less than half: room costs memory, and its part that must be zero costs time.
     """
 
@@ -457,7 +457,8 @@ def render(
 
     Raises:
         TooLarge: before anything of that size is allocated, where there are more than 2^31 - 1 (Gaussian, camera)
-            pairs, records or intersections, or where the call takes more than ``max_bytes`` with its outputs.
+            pairs, records or intersections, more than `MAX_REGIONS` regions, or where the call takes more than
+            ``max_bytes`` with its outputs.
         RuntimeError: a graph is captured and nothing tells how much room the call needs.
         ValueError: the image does not have the rows, or they are to be resized.
     """
@@ -473,17 +474,18 @@ def render(
     if render_mode in ("D", "ED"):
         backgrounds = None
     per_camera = colors is not None and colors.dim() - means.dim() == (1 if sh_degree is None else 2)
-    n_regions = -(-width // (8 * TILE_SIZE)) * -(-(tile_rows[1] if tile_rows else -(-height // TILE_SIZE)) // 4)
-    if n_regions > MAX_REGIONS:
-        raise TooLarge(
-            f"{width}x{height} pixels have {n_regions} regions of 128x64, more than {MAX_REGIONS} in one call: "
-            "render them in bands of fewer tile rows",
-            None,
-        )
     form, first_row, n_rows = _form(
         width, height, camera_model, antialiased, eps2d, near_plane, far_plane, radius_clip, sh_degree, render_mode,
         alpha_cap, postprocess, backgrounds is not None, per_camera, tile_rows,
     )  # fmt: skip
+    n_regions = -(-width // (8 * TILE_SIZE)) * -(-n_rows // 4)
+    if n_regions > MAX_REGIONS:
+        raise TooLarge(
+            f"{width}x{n_rows * TILE_SIZE} pixels are {n_regions} regions of 128x64, and a native call draws at most "
+            f"{MAX_REGIONS}; larger images are drawn in bands of tile rows, but not with gradients, in a CUDA graph or "
+            "by a Renderer",
+            None,
+        )
     device = means.get_device()
     learnt = _learnt_for((device, n_images, n_cameras, n_gaussians, width, height, first_row, n_rows), n_pairs)
     record_capacity, capacity = capacities or learnt.capacities
