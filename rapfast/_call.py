@@ -21,7 +21,7 @@ from rapfast.ops import split
 from rapfast.ops._library import native
 from rapfast.ops.autograd import ColorStage
 from rapfast.ops.composite import PIXEL_TYPES, output_tensors
-from rapfast.ops.render import Rendered
+from rapfast.ops.state import Rendered
 from rapfast.postprocess import PostProcess
 from rapfast.profiling import section
 

@@ -34,6 +34,7 @@ from torch import Tensor
 
 import rapfast
 from rapfast import PostProcess, ops, rasterization
+from rapfast.ops import state as native_state
 
 pytestmark = pytest.mark.cuda
 
@@ -456,7 +457,7 @@ def test_peak_memory_has_no_dense_arrays():
 
 
 def part(rendered: Any, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    return native_render._part(rendered, name, dtype, *shape).cpu()
+    return native_state.part(rendered, name, dtype, *shape).cpu()
 
 
 def test_every_counted_pair_is_written(monkeypatch):

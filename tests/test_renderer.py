@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rapfast
 from rapfast import PostProcess, Renderer, ops, rasterization
+from rapfast.ops import state as native_state
 from rapfast.ops.split import TooLarge
 
 SIZE = (WIDTH, HEIGHT)
@@ -720,7 +721,7 @@ def test_bands_of_tile_rows_make_the_whole(cuts, options):
     def n_listed(rendered: Any) -> int:
         sizes = rendered.sizes
         n_tiles = sizes.n_images * -(-sizes.width // 16) * sizes.n_tile_rows
-        return int(native_render.state_part(rendered.state, sizes, "tile_offsets", torch.int64, n_tiles + 1)[-1])
+        return int(native_state.state_part(rendered.state, sizes, "tile_offsets", torch.int64, n_tiles + 1)[-1])
 
     assert sum(map(n_listed, bands)) == n_listed(whole)
 

@@ -13,7 +13,8 @@ from rapfast.ops.color import color
 from rapfast.ops.color_net import Network, NetworkInput, color_net, network_outputs
 from rapfast.ops.composite import composite
 from rapfast.ops.project import Records, project
-from rapfast.ops.render import render, state_pixels, state_records
+from rapfast.ops.render import render
+from rapfast.ops.state import state_pixels, state_records
 
 __all__ = [
     "Network",

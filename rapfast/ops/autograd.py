@@ -43,8 +43,9 @@ from rapfast.ops.composite import composite
 from rapfast.ops.composite_bwd import composite_bwd
 from rapfast.ops.project import CAMERA_MODELS, Records, image_ids, project
 from rapfast.ops.project_bwd import project_bwd
-from rapfast.ops.render import constants, is_watched, render, state_records, state_rows
+from rapfast.ops.render import constants, is_watched, render
 from rapfast.ops.render_bwd import ROW_COLOR, GaussianInputs
+from rapfast.ops.state import state_records, state_rows
 from rapfast.postprocess import PostProcess
 
 

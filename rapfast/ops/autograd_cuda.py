@@ -21,7 +21,7 @@ from torch.autograd import Function
 from rapfast.ops._library import RECORD_FIELDS, define
 from rapfast.ops.color import DEPTH_CHANNELS, output_channels
 from rapfast.ops.project import CAMERA_MODELS
-from rapfast.ops.render import Rendered, render, state_part
+from rapfast.ops.render import render
 from rapfast.ops.render_bwd import (
     KIND_SCHEMA,
     Counts,
@@ -35,6 +35,7 @@ from rapfast.ops.render_bwd import (
     pixels_bwd_op,
     row_stride,
 )
+from rapfast.ops.state import Rendered, state_part
 
 _OPACITY = RECORD_FIELDS.index("opacity")
 

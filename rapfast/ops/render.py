@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rapfast.ops._library import RECORD_FIELDS, TILE_SIZE, address, aligned, current_stream, define, native, scratch
+from rapfast.ops._library import TILE_SIZE, address, aligned, current_stream, define, native, scratch
 from rapfast.ops.color import DEPTH_CHANNELS, output_channels
 from rapfast.ops.color_net import SCHEMA, Network, NetworkInput, net_arguments, operator_arguments, view_table
 from rapfast.ops.composite import PIXEL_TYPES, output_tensors
-from rapfast.ops.project import CAMERA_MODELS, Records, without_dead
+from rapfast.ops.project import CAMERA_MODELS
 from rapfast.ops.split import TooLarge
+from rapfast.ops.state import Rendered, Sizes, layout, pixel_rows
 from rapfast.postprocess import PostProcess
 from rapfast.profiling import native_stages
 
@@ -36,40 +37,6 @@ _HEADROOM = 1.125
 # Bytes of state and scratch that are one allocation: to hold on to the scratch as well costs little then, and the next
 # call finds one free block where this one did, which lets it be launched as a graph.
 _SMALL = 32 << 20
-
-
-class Sizes(NamedTuple):
-    """Of one native call, in the order of RenderSizes in csrc/render.h."""
-
-    n_scenes: int
-    n_cameras: int
-    n_gaussians: int
-    width: int
-    height: int
-    n_channels: int
-    record_capacity: int
-    capacity: int
-    keep_state: bool
-    first_tile_row: int
-    n_tile_rows: int
-
-    @property
-    def n_images(self) -> int:
-        return self.n_scenes * self.n_cameras
-
-    @property
-    def rows(self) -> int:
-        """Of pixels, in the rows of tiles that are drawn."""
-        return _pixel_rows(self.height, self.first_tile_row, self.n_tile_rows)
-
-
-def _pixel_rows(height: int, first_tile_row: int, n_tile_rows: int) -> int:
-    return min(TILE_SIZE * n_tile_rows, height - TILE_SIZE * first_tile_row)
-
-
-@lru_cache(maxsize=256)
-def _layout(sizes: Sizes) -> dict[str, int]:
-    return native.state_layout(**sizes._asdict())
 
 
 class _Form(NamedTuple):
@@ -125,7 +92,7 @@ def _form(
         raise ValueError(f"postprocess.size must be None with tile_rows, got {post.size}")
     expected_depth = render_mode in ("ED", "RGB+ED")
     clamp_min, clamp_max = post.clamp or (None, None)
-    out_height, out_width = post.size or (_pixel_rows(height, first_row, n_rows), width)
+    out_height, out_width = post.size or (pixel_rows(height, first_row, n_rows), width)
     form = _Form(
         width, height, CAMERA_MODELS[camera_model], antialiased, eps2d, near_plane, far_plane, radius_clip,
         -1 if sh_degree is None else sh_degree, per_camera, DEPTH_CHANNELS[render_mode], alpha_cap,
@@ -217,7 +184,7 @@ def _outputs(
     """Blended colours and alphas, and what is made of them: ``out``, where it is given."""
     if out is not None and not form.with_composite:
         return *out, *out
-    rows = _pixel_rows(form.height, room.first_tile_row, room.n_tile_rows)
+    rows = pixel_rows(form.height, room.first_tile_row, room.n_tile_rows)
     blended = means.new_empty((n_images, rows, form.width, n_channels))
     alphas = means.new_empty((n_images, rows, form.width, 1))
     if not form.with_composite:
@@ -297,7 +264,7 @@ def _fake(
     out, out_alphas = blended, means.new_empty((sizes.n_images, sizes.rows, width, 1))
     if with_composite:
         out, out_alphas = output_tensors(blended, out_height, out_width, channels_first, pixel_type)
-    state = means.new_empty((_layout(sizes)["size"],), dtype=torch.uint8)
+    state = means.new_empty((layout(sizes)["size"],), dtype=torch.uint8)
     return out, out_alphas, state, torch.empty(3, dtype=torch.int64, device="cpu")
 
 
@@ -330,29 +297,6 @@ def is_watched(tensors: Iterable[Tensor | None]) -> bool:
 
 
 _PLAIN_TENSORS = frozenset({Tensor, Parameter, type(None)})
-
-
-class Rendered(NamedTuple):
-    """What one call leaves."""
-
-    images: Tensor  # [I, h, w, D] or [I, D, h, w]
-    alphas: Tensor  # [I, h, w, 1] or [I, 1, h, w]
-    state: Tensor  # [bytes] uint8, opaque: see n_invalid, state_records and state_pixels
-    sizes: Sizes
-    n_records: int  # rows in use, dead ones included; -1 with fixed_room: only the state knows
-    n_intersections: int  # room that its pairs need: those of tiles, or of regions, where these are more
-    n_visible: int = 0  # records that are not dead, with keep_state
-
-    @property
-    def n_invalid(self) -> Tensor:
-        """[I] int64, Gaussians of each image culled as non-finite or degenerate. Memory of the state."""
-        return _part(self, "n_invalid", torch.int64, self.sizes.n_images)
-
-    @property
-    def status(self) -> Tensor:
-        """[3] int64: records and room for pairs wanted, and, with fixed_room, 1 where there was too little room for
-        them and all outputs are NaN or 0. Memory of the state."""
-        return _part(self, "status", torch.int64, 3)
 
 
 class _Learnt:
@@ -552,65 +496,9 @@ def render(
 
 def _output_bytes(n_images: int, n_channels: int, form: _Form, room: _Room) -> int:
     """Of blended colours and alphas, and of the images made of them."""
-    pixels = _pixel_rows(form.height, room.first_tile_row, room.n_tile_rows) * form.width
+    pixels = pixel_rows(form.height, room.first_tile_row, room.n_tile_rows) * form.width
     n_bytes = 4 * pixels * (n_channels + 1)
     if form.with_composite:
         item = {2: 2, 3: 1}.get(form.pixel_type, 4)
         n_bytes += form.out_height * form.out_width * (n_channels * item + 4)
     return n_images * n_bytes
-
-
-def state_part(state: Tensor, sizes: Sizes, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    """A part of a call's state, by its name in StateLayout of csrc/render.h."""
-    begin, size = _layout(sizes)[name], dtype.itemsize * math.prod(shape)
-    return state[begin : begin + size].view(dtype).reshape(shape)
-
-
-def _part(rendered: Rendered, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    return state_part(rendered.state, rendered.sizes, name, dtype, *shape)
-
-
-def state_records(rendered: Rendered, records: Tensor | None = None) -> Records:
-    """The visible pairs of a call, cut out of its state. Reads no input of the call.
-
-    Of a call in a CUDA graph they are those of the last replay, and none where that had too little room. ``records``
-    are the rows in use [M, 8] as a part of a graph; without them those of the state.
-    """
-    n = rendered.n_records
-    if n < 0 and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "how many records a call has is not known while it is captured in a CUDA graph: look after a replay"
-        )
-    # The stream that reads may not be the one that rendered, whose allocator would hand the state on.
-    rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
-    if n < 0:
-        n_records, _, overflowed = rendered.status.tolist()
-        n = 0 if overflowed else n_records
-    return without_dead(
-        Records(
-            records=_part(rendered, "records", torch.float32, n, len(RECORD_FIELDS)) if records is None else records,
-            radii=_part(rendered, "radii", torch.int32, n, 2),
-            gaussian_ids=_part(rendered, "gaussian_ids", torch.int32, n),
-            image_offsets=_part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
-            n_invalid=rendered.n_invalid,
-        )
-    )
-
-
-def state_rows(rendered: Rendered) -> tuple[Tensor, Tensor]:
-    """gaussian_ids [M] int32 of the rows in use, dead ones included, and where each image's begin [I + 1] int64."""
-    rendered.state.record_stream(torch.cuda.current_stream(rendered.state.device))
-    return (
-        _part(rendered, "gaussian_ids", torch.int32, rendered.n_records),
-        _part(rendered, "image_offsets", torch.int64, rendered.sizes.n_images + 1),
-    )
-
-
-def state_pixels(rendered: Rendered) -> tuple[Tensor, Tensor]:
-    """Of a call with ``keep_state``: final transmittance [I, H, W], and the place of each pixel's last record in
-    its tile's list [I, H, W] int32, -1 where no record reached it."""
-    shape = (rendered.sizes.n_images, rendered.sizes.rows, rendered.sizes.width)
-    return (
-        _part(rendered, "transmittances", torch.float32, *shape),
-        _part(rendered, "last_ids", torch.int32, *shape),
-    )

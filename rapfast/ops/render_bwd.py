@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rapfast.ops._library import address, aligned, current_stream, define, native
-from rapfast.ops.render import Rendered, Sizes, is_watched
+from rapfast.ops.render import is_watched
+from rapfast.ops.state import Rendered, Sizes
 
 ROW_COLOR = 4
 """Column of a row at which its colour's gradient begins."""
