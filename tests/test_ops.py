@@ -13,7 +13,9 @@ from scenes import HEIGHT, WIDTH, assert_same, covariances, flat, make_scene
 from torch import Tensor
 
 from rapfast import PostProcess, ops, rasterization
+from rapfast._native import _C
 from rapfast.appearance.fused import map_pixels, prepare
+from rapfast.ops import state
 from rapfast.ops._library import RECORD_FIELDS, TILE_SIZE
 from rapfast.ops.bin import tile_grid
 from rapfast.ops.color_net import operator_arguments
@@ -205,3 +207,22 @@ def test_constants_are_the_native_modules(device):
         },
         rel=1e-5,
     )
+
+
+def test_a_state_is_cut_into_its_parts():
+    """The layout is the native module's, which needs no GPU to tell it."""
+    if _C.build_info()["cuda"] is None:
+        pytest.skip("rapfast was built without its CUDA kernels")
+    sizes = state.Sizes(2, 3, 1000, 64, 40, 3, 2000, 5000, keep_state=True, first_tile_row=1, n_tile_rows=2)
+    found = dict(state.layout(sizes))
+    n_bytes = found.pop("size")
+    begins = sorted(found.values())
+    assert begins[0] == 0 and len(set(begins)) == len(begins) and begins[-1] < n_bytes
+    buffer = torch.arange(n_bytes, dtype=torch.int64).to(torch.uint8)
+    rendered = state.Rendered(torch.empty(0), torch.empty(0), buffer, sizes, 20, 50, 20)
+    assert rendered.n_invalid.shape == (6,) and rendered.status.shape == (3,)
+    transmittances, last_ids = state.state_pixels(rendered)
+    assert transmittances.shape == last_ids.shape == (6, 24, 64)  # 40 - 16 rows of pixels
+    assert transmittances.data_ptr() == buffer.data_ptr() + found["transmittances"]
+    kept_less = state.layout(sizes._replace(keep_state=False))
+    assert kept_less["size"] < n_bytes and kept_less["records"] == found["records"]

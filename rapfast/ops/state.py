@@ -47,7 +47,7 @@ def pixel_rows(height: int, first_tile_row: int, n_tile_rows: int) -> int:
 
 @lru_cache(maxsize=256)
 def layout(sizes: Sizes) -> dict[str, int]:
-    return native.statelayout(**sizes._asdict())
+    return native.state_layout(**sizes._asdict())
 
 
 class Rendered(NamedTuple):
