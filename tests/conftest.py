@@ -12,6 +12,9 @@ import torch
 
 from rapfast._native import _C
 
+# Programs that tests start are no workers of this run: pytest-benchmark measures nothing in one.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
+
 # Results never depend on the thread count; more threads than this only crowd a shared machine.
 MAX_TORCH_THREADS = 4
 
