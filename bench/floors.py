@@ -39,7 +39,6 @@ OTHER_STEPS = {
     "publish": "bin",
     "copy_cameras": "project",
     "store_views": "color",
-    "order": "blend",
 }
 """Steps that a way of doing it needs and the work does not: they have a stage and no floor."""
 
@@ -126,11 +125,11 @@ def floors(w: Work) -> dict[str, Floor]:
     if not w.coefficients and w.channels > 4:
         # Colours, two indices and the opacity in, a row of colours out.
         found["given_color"] = Floor("color", (4 * w.channels + 8 + 4 + 4 * stride) * w.visible)
-    # A key of 32 bits in, an item of 64 out, and three times in and out: four passes of eight bits.
-    found["depth"] = Floor("bin", (4 + 8 + 3 * 16) * w.records)
+    # A key of 32 bits in, of what is visible an item of 64 out, and three times in and out: four passes of eight bits.
+    found["depth"] = Floor("bin", 4 * w.records + (8 + 3 * 16) * w.visible)
     # Item, box and record in, in the order of depth. Which tiles are reached takes about 30 operations for the ellipse
     # and 40 for its columns in one row of tiles. The pairs by region in between are a way of doing it.
-    found["emit"] = Floor("bin", (8 + 8 + 32) * w.records, 30 * w.visible + 40 * w.rows)
+    found["emit"] = Floor("bin", (8 + 8 + 32) * w.visible, 30 * w.visible + 40 * w.rows)
     # Each tile's records out, and where they begin.
     found["deal"] = Floor("bin", 4 * w.intersections + 8 * w.tiles)
     found |= {

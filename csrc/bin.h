@@ -14,14 +14,15 @@ struct BinParams {
   // are the lists of the whole.
   int32_t first_tile_row = 0;
   int64_t record_capacity;   // rows of records; M may not exceed it
-  int64_t capacity;          // intersections there is room for
+  int64_t capacity;          // pairs there is room for
 
   const Record<T>* records;      // [M] ordered by image, then Gaussian
   const int32_t* radii;          // [M, 2]
   const int64_t* image_offsets;  // [I + 1]
 
   // Outputs. Within a tile: depth ascending, ties by Gaussian. Where tile_offsets' last entry
-  // exceeds the capacity, tile_records is not written: the caller comes again with room.
+  // (on the GPU counts->n_intersections) exceeds the capacity, tile_records is not written: the caller comes again with
+  // room.
   int64_t* tile_offsets;  // [I * tiles_y * tiles_x + 1]
   int32_t* tile_records;  // [capacity] record index relative to its image's first record
 

@@ -25,7 +25,7 @@ struct RenderSizes {
   int32_t width, height;
   int64_t n_channels;         // blended channels, depth included
   int64_t record_capacity;    // below 2^31
-  int64_t capacity;           // intersections, below 2^31
+  int64_t capacity;           // pairs of tiles, or of regions, and records; below 2^31
   bool keep_state;            // for a backward pass: tile lists, colours and per-pixel state too
   // The rows of tiles that are drawn; all: 0 and ceil(height / 16). Images and what is kept per tile or
   // pixel hold these rows alone, so that a view may be drawn in bands.
@@ -94,7 +94,7 @@ struct RenderOutputs {
 
 // The stages up to bin as CUDA graphs, one for each set of addresses that calls come with again and again:
 // in a loop the scene is the same, and the allocator hands out the same blocks in turn. A graph is launched
-// in 6 us where its thirty kernels take 100, and leaves shorter gaps between them. The kernels and so the
+// in 6 us where its kernels take 3 each, and leaves shorter gaps between them. The kernels and so the
 // bits are the same.
 class FrontGraphs {
  public:
@@ -129,7 +129,7 @@ class RenderCall {
 
   // Queues the others.
   //
-  // Without fixed_room returns the counts of records and intersections wanted, as soon as they are on the
+  // Without fixed_room returns the counts of records and room for pairs wanted, as soon as they are on the
   // host, which is while the blend still runs. Where one exceeds its capacity the images are incomplete and
   // the caller comes again with more room. With fixed_room returns at once, with counts of -1.
   HostCounts finish(const RenderOutputs& outputs);

@@ -125,6 +125,8 @@ def rasterization(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. ``max_memory`` that the smallest
             part exceeds is told while rendering.
+        TooLarge: on a GPU, with gradients or in a CUDA graph, for images of more than 4096 regions of 128x64 pixels
+            (8192x4096); a RuntimeError.
         NotImplementedError: for gsplat's arguments listed above, for ``max_memory`` where a gradient is wanted, for it
             and ``absgrad`` inside torch.compile, for ``sparse_grad`` there on a GPU, and for a second derivative.
 

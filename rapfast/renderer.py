@@ -119,7 +119,10 @@ class Renderer:
 
     @property
     def capacity(self) -> tuple[int, int] | None:
-        """(records, intersections) that a call has room for; None: not known yet, or on the CPU, where none is set."""
+        """(records, intersections) that a call has room for; None: not known yet, or on the CPU, where none is set.
+
+        Intersections are pairs of tiles and records, or of regions of 8x4 tiles and records where these are more.
+        """
         return self._capacity
 
     @property

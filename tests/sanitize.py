@@ -249,7 +249,8 @@ def sweep(seed: int, parts: Sequence[str]) -> int:
 
     def forward() -> None:
         nonlocal calls
-        # Shapes: no Gaussian, one, around a warp and a block; one camera, a group and a bit; sizes around a tile.
+        # Shapes: no Gaussian, one, around a warp and a block; one camera, a group and a bit; sizes around a tile and of
+        # several regions.
         for n, c, size in [
             (0, 1, (17, 5)), (1, 1, (1, 1)), (31, 2, (16, 16)), (33, 33, (9, 31)), (257, 3, (33, 17)),
             (1000, 1, (75, 41)), (700, 2, (300, 150)),

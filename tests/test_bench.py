@@ -199,7 +199,7 @@ def test_a_floor_is_the_longest_of_its_times() -> None:
     assert given["given_color"].bytes == (128 + 12 + 128) * 29e3 and "given_color" not in found
     assert given["record"].bytes == pytest.approx(500_000 / 8 + 44 * 9e3 + 56 * 30e3)
     # by hand: records in the order of depth in, tiles' lists and offsets out
-    assert found["emit"].bytes == 48 * 30e3 and found["emit"].operations == 30 * 29e3 + 40 * work().rows
+    assert found["emit"].bytes == 48 * 29e3 and found["emit"].operations == 30 * 29e3 + 40 * work().rows
     assert found["deal"].bytes == 4 * 150e3 + 8 * work().tiles
 
 

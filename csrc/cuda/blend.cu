@@ -7,10 +7,9 @@
 // reach it, and its four cells go through their lists side by side: lanes meet few records that draw nothing
 // in them, and a step costs no more than the longest of four lists asks for.
 //
-// A tile whose list is long would keep the call waiting: it is begun first. In large calls of few
-// tiles it is drawn by two blocks, each the upper or the lower half, with one pixel per lane and cells of 4x2; where
-// there are many, other tiles fill the time, and halves would only cost instructions. Each pixel sees the same
-// operations either way.
+// A tile whose list is long would keep the call waiting: it is begun first. In large calls of few tiles it is drawn by
+// two blocks, each the upper or the lower half, with one pixel per lane and cells of 4x2; where there are many, other
+// tiles fill the time, and halves would only cost instructions. Each pixel sees the same operations either way.
 #include "../bin.h"
 #include "../blend.h"
 

@@ -13,7 +13,7 @@
 namespace rapfast {
 namespace {
 
-static_assert(sizeof(RenderStatus) == 3 * sizeof(int64_t), "rapfast/ops/render.py reads three numbers");
+static_assert(sizeof(RenderStatus) == 3 * sizeof(int64_t), "rapfast/ops/state.py reads three numbers");
 
 struct Scratch {
   ProjectScratch project;

@@ -145,6 +145,8 @@ def _with_room(
     if capacity is None:
         free = _FREE_CAPACITY if records.device.type == "cpu" else 0
         capacity = max(free, 4 * records.shape[0])
+        if records.is_cuda:
+            capacity = min(capacity, (1 << 31) - 1)
     arguments = records, radii, image_offsets, tiles_x, tiles_y, first_tile_row
     while True:
         out = Tiles(*bin_op(*arguments, capacity))

@@ -268,7 +268,7 @@ def _fake(
     return out, out_alphas, state, torch.empty(3, dtype=torch.int64, device="cpu")
 
 
-# Images, alphas, state, and on the host the records and intersections wanted, and with keep_state the visible records.
+# Images, alphas, state, and on the host the records and room for pairs wanted, and with keep_state the visible records.
 render_op = define(
     "render(Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities, Tensor viewmats, Tensor Ks, "
     "Tensor? colors, Tensor? backgrounds, Tensor? mean, Tensor? std, int width, int height, int camera_model, "
@@ -387,7 +387,7 @@ def render(
 
     Colours are given, or (None) come from ``network`` fed with ``network_input``; that takes one scene.
 
-    Returns once the numbers of records and intersections are known, which is before the pixels are.
+    Returns once the numbers of records and pairs are known, which is before the pixels are.
     ``capacities`` overrides what was learnt of them. With ``keep_state`` the state also holds what a backward
     pass starts from: each pixel's final transmittance and the place of its last record in its tile's list.
     Where a profiler asks for the stages (`rapfast.profiling`), events are recorded between them.
@@ -424,8 +424,9 @@ def render(
     )  # fmt: skip
     n_regions = -(-width // (8 * TILE_SIZE)) * -(-n_rows // 4)
     if n_regions > MAX_REGIONS:
+        size = f"{width}x{pixel_rows(height, first_row, n_rows)}"
         raise TooLarge(
-            f"{width}x{n_rows * TILE_SIZE} pixels are {n_regions} regions of 128x64, and a native call draws at most "
+            f"{size} pixels are {n_regions} regions of 128x64, and a native call draws at most "
             f"{MAX_REGIONS}; larger images are drawn in bands of tile rows, but not with gradients, in a CUDA graph or "
             "by a Renderer",
             None,
@@ -474,7 +475,7 @@ def render(
             break
         if max(n_records, n_intersections) > MAX_INDEX:
             raise TooLarge(
-                f"the call needs {n_records} records and {n_intersections} intersections, more than {MAX_INDEX}: "
+                f"the call needs {n_records} records and room for {n_intersections} pairs, more than {MAX_INDEX}: "
                 "render fewer cameras or smaller images at a time",
                 None,
             )

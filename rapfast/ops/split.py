@@ -26,7 +26,8 @@ class TooLarge(RuntimeError):
     """A call wants more than it may have. Nothing was drawn, and nothing too large was allocated.
 
     Attributes:
-        n_bytes: what it would take; None where an index would have more than 31 bits.
+        n_bytes: what it would take; None where an index would have more than 31 bits, or there
+            are too many regions.
     """
 
     def __init__(self, message: str, n_bytes: int | None) -> None:
