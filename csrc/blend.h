@@ -24,7 +24,7 @@ struct BlendParams {
   const int64_t* tile_offsets;   // [I * tiles_y * tiles_x + 1]
   const int32_t* tile_records;   // [n] relative to the image's first record
 
-  // Or null: the order in which the GPU takes the tiles, as BinParams has it.
+  // The order in which the GPU takes the tiles, as BinParams has it; or, where nothing is kept of pixels, null.
   const uint32_t* order = nullptr;
   bool in_halves = false;  // with an order: long lists are drawn by two blocks
 

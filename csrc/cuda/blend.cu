@@ -339,9 +339,10 @@ void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_id
 
 template <int kChannels, bool kKeepState>
 void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
-  if (p.order == nullptr) {
-    launch<kChannels, kKeepState, Order::kNone>(p, transmittances, last_ids, stream);
-  } else if (p.in_halves) {
+  if constexpr (!kKeepState) {
+    if (p.order == nullptr) return launch<kChannels, kKeepState, Order::kNone>(p, transmittances, last_ids, stream);
+  }
+  if (p.in_halves) {
     launch<kChannels, kKeepState, Order::kHalves>(p, transmittances, last_ids, stream);
   } else {
     launch<kChannels, kKeepState, Order::kLongFirst>(p, transmittances, last_ids, stream);

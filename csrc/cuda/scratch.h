@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../math/constants.h"
 #include "../math/frustum.h"
 #include "scratch_types.h"
 
@@ -92,7 +93,7 @@ struct BinScratch {
 
 constexpr int kFewBins = 256, kManyBins = 2048, kMostRegions = 4096;
 
-// The regions of what is listed of an image, of 8x4 tiles.
+// The regions of what is listed of an image.
 struct RegionGrid {
   int32_t regions_x, regions_y;
 
@@ -101,7 +102,7 @@ struct RegionGrid {
   RAPFAST_HD int bins() const {
     return regions() <= kFewBins ? kFewBins : regions() <= kManyBins ? kManyBins : kMostRegions;
   }
-  RAPFAST_HD int strips() const { return 4 * regions(); }  // a row of tiles of a region
+  RAPFAST_HD int strips() const { return kRegionHeight * regions(); }  // a row of tiles of a region
 };
 
 // Throws where there are more than kMostRegions.

@@ -10,7 +10,6 @@
 
 namespace rapfast {
 
-constexpr int kRegionWidth = 8, kRegionHeight = 4;  // tiles
 constexpr int kRegionTiles = kRegionWidth * kRegionHeight;
 static_assert(kRegionTiles == 32, "a bit of a word for each");
 

@@ -8,6 +8,7 @@ namespace rapfast {
 
 constexpr int kTileSize = 16;                          // pixels per tile side
 constexpr int kTilePixels = kTileSize * kTileSize;
+constexpr int kRegionWidth = 8, kRegionHeight = 4;                // tiles of a region, which the GPU sorts by
 constexpr int kMaxShDegree = 4;
 
 template <typename T>
