@@ -176,7 +176,9 @@ def test_too_little_room_writes_no_record(capacity, device):
         want = torch.ops.rapfast.bin(*arguments)[0]
         short = torch.ops.rapfast.bin(*arguments[:-1], capacity)
         assert short[1].shape == (capacity,)
-        assert int(want[-1]) >= int(short[0][-1]) > capacity
+        told = int(short[0][-1])
+        assert int(want[-1]) >= told > capacity
+        assert int(torch.ops.rapfast.bin(*arguments[:-1], told)[0][-1]) == int(want[-1])
 
 
 def test_constants_are_the_native_modules(device):
