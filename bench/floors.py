@@ -42,6 +42,9 @@ OTHER_STEPS = {
 }
 """Steps that a way of doing it needs and the work does not: they have a stage and no floor."""
 
+SAME_WORK = {"group": "emit", "sort": "depth"}
+"""Steps of calls with few records a region, and those of other calls that do the same work in the other order."""
+
 
 class Work(NamedTuple):
     """What is counted of one workload: means over the views of a batch."""

@@ -151,10 +151,12 @@ def floors_summary(run: Run) -> str | None:
 
 def floors_table(info: dict[str, Any]) -> str:
     """One case step by step: bytes, operations, the floor and what sets it, the time and how many times the floor."""
-    from bench.floors import OTHER_STEPS, Work, floors
+    from bench.floors import OTHER_STEPS, SAME_WORK, Work, floors
 
     w = Work(**info["work"])
-    expected, steps, stages = floors(w), info.get("steps") or {}, info.get("stages") or {}
+    steps, stages = info.get("steps") or {}, info.get("stages") or {}
+    called = {other: name for name, other in SAME_WORK.items() if name in steps}
+    expected = {called.get(name, name): floor for name, floor in floors(w).items()}
     head = ["step", "MB / view", "M operations", "M ex2", "floor, us", "set by", "measured, us", "times"]
     rows = []
     stage_of = {**OTHER_STEPS, **{name: floor.stage for name, floor in expected.items()}}

@@ -26,7 +26,7 @@ struct BinParams {
   int64_t* tile_offsets;  // [I * tiles_y * tiles_x + 1]
   int32_t* tile_records;  // [capacity] record index relative to its image's first record
 
-  // On the GPU, or null: [I * tiles + 1] the tiles, those with long lists first, and behind the last the number of these.
+  // On the GPU, or null: [order_words()] the tiles in classes by the length of their lists, cuda/tile_order.cuh.
   uint32_t* order = nullptr;
 };
 
@@ -34,8 +34,11 @@ template <typename T>
 void bin_cpu(const BinParams<T>& params, int threads);
 
 #if RAPFAST_WITH_CUDA
-// Times what a tile has room for on average: a list this long is begun first.
+// Times the mean length: lists that are as long are begun first.
 constexpr int64_t kLongList = 4;
+// Tiles are begun in classes by the length of their lists, each of which has room for all.
+constexpr int kLengthClasses = 8;
+constexpr int64_t order_words(int64_t n_tiles) { return kLengthClasses * (n_tiles + 1); }
 
 // Tells bin_cuda() of each record what it needs to know and clears scratch.zero. A kernel that makes records may
 // do the one itself (cuda/tile_boxes.cuh), one before it the other.
@@ -46,7 +49,9 @@ TileBoxes tile_boxes(const BinParams<float>& params, const BinScratch& scratch);
 // records (cuda/tile_boxes.cuh) where there are more of them, since boxes touch regions that their ellipses miss. Where
 // it exceeds the capacity every list is empty; and where the latter alone do, the former are not counted yet, so that
 // the caller may have to come a third time.
-void bin_cuda(const BinParams<float>& params, const BinScratch& scratch, Counts* counts, cudaStream_t stream);
+// Where there is `mail` the host gets the counts by it.
+void bin_cuda(const BinParams<float>& params, const BinScratch& scratch, Counts* counts, const HostMail* mail,
+              cudaStream_t stream);
 #endif
 
 }  // namespace rapfast

@@ -216,7 +216,7 @@ void bin(const py::kwargs& kwargs) {
   const BinScratch scratch =
       bin_scratch(arena, p.n_images, region_grid(p.tiles_x, p.tiles_y), p.record_capacity, p.capacity);
   boxes_cuda(p, scratch, place.stream);
-  bin_cuda(p, scratch, counts, place.stream);
+  bin_cuda(p, scratch, counts, nullptr, place.stream);
 }
 
 void blend(const py::kwargs& kwargs) {

@@ -45,12 +45,6 @@ struct StateLayout {
       tile_records, record_colors, views, ballots, word_bases, transmittances, last_ids, size;
 };
 
-// What the host reads back of a call.
-struct HostCounts {
-  Counts counts;
-  int64_t n_visible;  // records that are not dead; 0 without keep_state
-};
-
 // How much a call wanted, and whether there was less room: int64 [3] on the device.
 struct RenderStatus {
   Counts counts;
@@ -99,6 +93,7 @@ struct RenderOutputs {
 class FrontGraphs {
  public:
   using Key = std::array<const void*, 8>;
+  using Arguments = std::array<const void*, 3>;
 
   FrontGraphs();
   ~FrontGraphs();
@@ -107,8 +102,8 @@ class FrontGraphs {
 
   // Launches the graph of `key` on `stream`, and returns whether there is one. `queue(stream)` queues the
   // kernels; once the key has come often enough they become a graph, of which `update(graph, node)` changes
-  // the first kernel's arguments before each launch.
-  bool launch(const Key& key, cudaStream_t stream,
+  // the first kernel's arguments, which are `arguments`, where the last launch had others.
+  bool launch(const Key& key, const Arguments& arguments, cudaStream_t stream,
               const std::function<void(cudaGraphExec_t, cudaGraphNode_t)>& update,
               const std::function<void(cudaStream_t)>& queue);
 

@@ -154,6 +154,16 @@ def test_report_writes_the_tables(repository: Path) -> None:
     assert (repository / "docs" / "benchmarks.md").read_text() == before
 
 
+def test_steps_in_the_other_order_have_the_floors_of_their_work() -> None:
+    info = {"work": work()._asdict(), "steps": {"group": 0.002, "sort": 0.004, "deal": 0.001}}
+    lines = report.floors_table(info).splitlines()
+    emit, depth = (floors.floors(work())[name] for name in ("emit", "depth"))
+    (group,) = [line for line in lines if line.startswith("| bin: group |")]
+    (sort,) = [line for line in lines if line.startswith("| bin: sort |")]
+    assert f"| {emit.us:.3f} | bytes | 2.00 |" in group and f"| {depth.us:.3f} | bytes | 4.00 |" in sort
+    assert not any("bin: emit" in line or "bin: depth" in line for line in lines)
+
+
 def test_floors_stand_beside_what_was_measured(repository: Path) -> None:
     data = _gpu_run()
     counted = work(intersections=150_500.0)
@@ -174,6 +184,7 @@ def test_floors_stand_beside_what_was_measured(repository: Path) -> None:
     assert "| bin: tally | – | – | – | – | – | 0.100 | – |" in docs
     emit = floors.floors(counted)["emit"]
     assert f"| bin: emit | {emit.bytes / 1e6:.2f} | {emit.operations / 1e6:.2f} | 0 | {emit.us:.3f} | bytes" in docs
+    assert "bin: group" not in docs
     # the stage's own time, which the record has beside its kernels'
     assert "| **blend** |" in docs and "| operations | 30.0 | " in docs
     assert "| 14.0 | 1.2 % | 47.9 | 70.0 |" in docs  # 35 launches of 3.2 us, the kernels, the call

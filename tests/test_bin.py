@@ -233,8 +233,8 @@ def assert_lists_agree(records: Records, size: tuple[int, int]) -> None:
         assert [row for row in rows if row not in doubtful] == [row for row in expected if row not in doubtful]
 
 
-# Regions of 8x4 tiles: two, and few, which are sorted with 256 digits; many, with 2048; more, with 4096.
-GRIDS = [(100, 90), (500, 400), (1000, 900), (2100, 2080), (4112, 4100)]
+# Regions of 8x4 tiles: two, few, many, and so many that records come by depth first, pairs with 2048 and 4096 digits.
+GRIDS = [(100, 90), (500, 400), (1000, 900), (2100, 2080), (3000, 2900), (4112, 4100)]
 
 
 @pytest.mark.cuda
@@ -257,6 +257,40 @@ def test_a_pile_in_one_tile_lists_all_by_depth(n, size, device):
     want = torch.zeros(columns * rows + 1, dtype=torch.long)
     want[columns + 2 :] = n
     assert_same(tiles.tile_offsets, want.to(device))
+
+
+def spread_depths(n: int, kind: str) -> Tensor:
+    """Of real numbers; or nine tenths of them as good as the same, of few values or of many, between others."""
+    generator = torch.Generator().manual_seed(n)
+    depths = 0.1 + 100 * torch.rand(n, generator=generator) ** 4
+    if kind != "spread":
+        values = 40 if kind == "few close" else 1 << 20
+        close = torch.rand(n, generator=generator) < 0.9
+        depths[close] = 7.0 + torch.randint(0, values, (n,), generator=generator)[close] * 2.0**-21
+    return depths
+
+
+@pytest.mark.parametrize("kind", ["spread", "few close", "many close"])
+@pytest.mark.parametrize("n", [100, 1000, 6000, 20_000, 100_000])
+@pytest.mark.parametrize("size", [(40, 30), (1000, 900)], ids=["small", "large"])
+def test_lists_of_any_length_and_depths_are_in_order(n, kind, size, device):
+    """Around what is sorted in shared memory at once, and what lies in one bucket of nearly the same depth. In the
+    larger image the list is as long in few slices of depth, and so much longer than a list is expected to be."""
+    records = to(blobs(torch.full((n, 2), 24.0), 0.8, depths := spread_depths(n, kind), size), device)
+    assert_same(ops.bin(records, *size).tile_records, torch.sort(depths, stable=True).indices.int().to(device))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("size", [(1000, 900), (100, 90)], ids=["by region", "by depth"])
+def test_lists_of_many_records_are_the_cpus(size):
+    """So many that chunks of them are larger, and their regions in as many slices as there are at most; and so many for
+    a few regions that they come by depth first."""
+    generator = torch.Generator().manual_seed(8)
+    images = [150_000, 1, 0, 120_000]
+    n = sum(images)
+    centers = torch.rand(n, 2, generator=generator) * torch.tensor(size)
+    depths = torch.randint(1, n // 3, (n,), generator=generator) / 7.0
+    assert_lists_agree(blobs(centers, 0.8, depths, size, images=images), size)
 
 
 def test_every_record_in_another_image(device):

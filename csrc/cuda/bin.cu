@@ -13,6 +13,7 @@
 #include <atomic>
 
 #include "bin_depth.cuh"
+#include "bin_groups.cuh"
 #include "bin_kernels.cuh"
 #include "bin_regions.cuh"
 #include "bin_tiles.cuh"
@@ -55,9 +56,57 @@ int pair_chunk_bits(int64_t capacity, RegionGrid grid) {
   return grid.bins() == kFewBins && capacity < 2 << 20 ? kSmallChunkBits : kLargeChunkBits;
 }
 
-// Units of a region's pairs, first_unit() of what comes behind the last.
-int64_t most_units(int64_t capacity, int64_t n_images, RegionGrid grid) {
-  return radix::chunks_of(capacity, kUnit) + n_images * grid.regions();
+// Lists of pairs, where those of a region are cut in slices by depth so that they have about kAlone pairs and blocks are
+// enough. A record is taken for one and a half pairs.
+constexpr int64_t kAlone = 256, kEnoughLists = 256, kFewPairs = 512;
+int64_t guessed_pairs(int64_t record_capacity) { return record_capacity * 3 / 2; }
+
+int group_slices(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
+  const int64_t regions = n_images * grid.regions(), pairs = guessed_pairs(record_capacity);
+  int slices = 1;
+  while (2 * slices <= kMostSlices && 2 * slices * grid.regions() <= kMostGroups &&
+         (pairs > kAlone * slices * regions || slices * regions < kEnoughLists)) {
+    slices *= 2;
+  }
+  return slices;
+}
+
+// Which of two ways to order by region and depth: what a block sorts in shared memory is the faster while there is little
+// of it.
+bool sorts_in_groups(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
+  if (grid.regions() > kMostGroups) return false;
+  const int64_t lists = n_images * grid.regions() * group_slices(n_images, grid, record_capacity);
+  return guessed_pairs(record_capacity) <= kFewPairs * lists;
+}
+
+// Groups of an image and lists of all, of so many images or of fewer, which may be cut in more slices: a number of slices
+// is doubled while these lists are fewer.
+int64_t before_doubling(int64_t record_capacity) { return max_of(guessed_pairs(record_capacity) / kAlone + 1, kEnoughLists); }
+
+int64_t most_groups(RegionGrid grid, int64_t record_capacity) {
+  const int64_t regions = grid.regions(), doubled = max_of(regions, 2 * before_doubling(record_capacity));
+  return min_of(min_of<int64_t>(kMostGroups, kMostSlices * regions), doubled);
+}
+
+int64_t most_lists(int64_t n_images, RegionGrid grid, int64_t record_capacity, bool in_groups) {
+  const int64_t regions = n_images * grid.regions();
+  if (!in_groups) return regions;
+  return min_of(kMostSlices * regions, max_of(regions, 2 * before_doubling(record_capacity)));
+}
+
+// Units of them, each with one that is not full.
+int64_t most_units(int64_t capacity, int64_t most_lists) { return radix::chunks_of(capacity, kUnit) + most_lists; }
+
+// Lets a kernel have so much shared memory, once a device.
+template <auto kernel>
+void allow_shared(size_t bytes) {
+  constexpr int kMaxDevices = 64;
+  static std::atomic<bool> known[kMaxDevices];
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  if (device < kMaxDevices && known[device].load(std::memory_order_relaxed)) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "cudaFuncSetAttribute");
+  if (device < kMaxDevices) known[device].store(true, std::memory_order_relaxed);
 }
 
 // Launches as many blocks as run at once, or one for each chunk; they take tickets. What a kernel needs to have so
@@ -104,10 +153,39 @@ void launch_emit(const BinKernelParams& b, int64_t chunks, cudaStream_t stream) 
   launch<emit_kernel<R>, R::kThreads>(b, sizeof(EmitShared<R>), chunks, "emit_kernel", stream);
 }
 
-void launch_lists(const BinKernelParams& b, cudaStream_t stream) {
+// The regions' pairs, in order, from records by depth.
+void launch_depth_first(const BinKernelParams& b, cudaStream_t stream) {
+  const int64_t record_capacity = b.p.record_capacity, capacity = b.p.capacity;
+  if (record_capacity > 0) {
+    if (depth_items(record_capacity) == kFewItems) {
+      sort_by_depth<kFewItems>(b, stream);
+    } else {
+      sort_by_depth<kManyItems>(b, stream);
+    }
+  }
+  const int64_t chunks = most_chunks(capacity, 1 << b.pair_chunk_bits, b.p.n_images);
+  if (b.pair_chunk_bits == kSmallChunkBits) {
+    launch_emit<Ranking<kFewBins, kBlock, (1 << kSmallChunkBits) / kBlock>>(b, chunks, stream);
+  } else if (b.grid.bins() == kFewBins) {
+    launch_emit<Ranking<kFewBins, kBlock, (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
+  } else if (b.grid.bins() == kManyBins) {
+    // Half the threads: a warp's counts take much of the shared memory that the smaller GPUs have.
+    launch_emit<Ranking<kManyBins, kBlock / 2, 2 * (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
+  } else {
+    launch_emit<Ranking<kMostRegions, kBlock / 2, 2 * (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
+  }
   const int64_t regions = max_of<int64_t>(1, b.p.n_images * b.grid.regions());
   launch_behind("count_kernel", count_kernel, dim3(unsigned(regions)), kCountThreads, 0, stream, b);
-  launch<deal_kernel, kUnit>(b, 0, most_units(b.p.capacity, b.p.n_images, b.grid), "deal_kernel", stream);
+}
+
+// The same from pairs by region.
+void launch_groups(const BinKernelParams& b, cudaStream_t stream) {
+  const int64_t chunks = max_of<int64_t>(1, most_chunks(b.p.record_capacity, 1 << b.group_chunk_bits, b.p.n_images));
+  const auto group = b.grid.regions() * b.slices <= kFewGroups ? group_kernel<kFewGroups> : group_kernel<kMostGroups>;
+  launch_behind("group_kernel", group, dim3(unsigned(chunks)), kGroupThreads, 0, stream, b);
+  const int64_t regions = max_of<int64_t>(1, b.p.n_images * b.grid.regions());
+  allow_shared<sort_kernel>(sizeof(SortShared));
+  launch_behind("sort_kernel", sort_kernel, dim3(unsigned(regions * b.slices)), kSortThreads, sizeof(SortShared), stream, b);
 }
 
 }  // namespace
@@ -121,40 +199,69 @@ RegionGrid region_grid(int64_t tiles_x, int64_t tiles_y) {
   return {int32_t(x), int32_t(y)};
 }
 
-BinScratch bin_scratch(Arena& arena, int64_t n_images, RegionGrid grid, int64_t record_capacity, int64_t capacity) {
+namespace {
+
+BinScratch lay_out(Arena& arena, int64_t n_images, RegionGrid grid, int64_t record_capacity, int64_t capacity,
+                   bool in_groups) {
   const int64_t record_chunks = most_chunks(record_capacity, kBlock * depth_items(record_capacity), n_images);
   const int64_t pair_chunks = most_chunks(capacity, 1 << pair_chunk_bits(capacity, grid), n_images);
+  const int64_t lists = most_lists(n_images, grid, record_capacity, in_groups), units = most_units(capacity, lists);
   const int64_t histograms = histogram_rows(n_images);
   BinScratch s{};
   s.depth_keys = arena.take<uint32_t>(record_capacity);
   s.boxes = arena.take<uint64_t>(record_capacity);
   s.region_counts = arena.take<uint8_t>(record_capacity);
-  for (auto& items : s.items) items = arena.take<uint64_t>(record_capacity);
-  s.chunk_records = arena.take<uint32_t>(pair_chunks);
+  if (in_groups) {
+    s.grouped = arena.take<uint2>(capacity);
+    s.grouped_keys = arena.take<uint32_t>(capacity);
+    const int64_t group_chunks = most_chunks(record_capacity, 1 << group_chunk_bits(record_capacity), n_images);
+    s.runs = arena.take<uint2>(group_chunks * most_groups(grid, record_capacity));
+  } else {
+    for (auto& items : s.items) items = arena.take<uint64_t>(record_capacity);
+    s.chunk_records = arena.take<uint32_t>(pair_chunks);
+    s.region_offsets = arena.take<uint32_t>(n_images * grid.regions() + 1);
+  }
   s.pairs = arena.take<uint2>(capacity);
-  s.region_offsets = arena.take<uint32_t>(n_images * grid.regions() + 1);
-  s.units = arena.take<uint4>(most_units(capacity, n_images, grid));
-  s.unit_counts = arena.take<uint32_t>(most_units(capacity, n_images, grid) * kRegionTiles);
-  s.strips = arena.take<uint32_t>(n_images * grid.strips());
+  s.units = arena.take<uint4>(units);
+  s.unit_counts = arena.take<uint32_t>(units * kRegionTiles);
+  s.tile_totals = arena.take<uint32_t>(lists * kRegionTiles);
 
   const int64_t begin = arena.size();
   s.tickets = arena.take<uint32_t>(8);
   s.zero = s.tickets;
-  s.depth_histograms = arena.take<uint32_t>(histograms * kDepthRow);
-  s.image_records = arena.take<uint32_t>(n_images);
-  s.image_pairs = arena.take<uint64_t>(n_images);
-  s.image_tiles = arena.take<uint64_t>(n_images);
+  s.strips = arena.take<uint32_t>(n_images * grid.rows() * grid.regions_x);
+  s.rows = arena.take<uint32_t>(n_images * grid.rows());
+  s.image_tiles = arena.take<int64_t>(n_images);
   s.n_pairs = arena.take<uint64_t>(1);
-  s.n_tile_pairs = arena.take<int64_t>(1);
-  s.region_differences = arena.take<uint32_t>(histograms * grid.bins());
-  s.in_order = arena.take<uint32_t>(2);
-  s.arrived = arena.take<uint32_t>(n_images + 1);
-  for (int pass = 0; pass < kDepthPasses; ++pass) {
-    s.depth_states[pass] = arena.take<uint32_t>(record_chunks * kDepthBins * (pass == kDepthPasses - 1 ? 2 : 1));
+  s.n_units = arena.take<uint32_t>(1);
+  s.n_sorted = arena.take<uint32_t>(1);
+  if (!in_groups) {
+    s.depth_histograms = arena.take<uint32_t>(histograms * kDepthRow);
+    s.image_records = arena.take<uint32_t>(n_images);
+    s.image_pairs = arena.take<uint64_t>(n_images);
+    s.region_differences = arena.take<uint32_t>(histograms * grid.bins());
+    for (int pass = 0; pass < kDepthPasses; ++pass) {
+      s.depth_states[pass] = arena.take<uint32_t>(record_chunks * kDepthBins * (pass == kDepthPasses - 1 ? 2 : 1));
+    }
+    s.emit_states = arena.take<uint32_t>(pair_chunks * grid.bins());
   }
-  s.emit_states = arena.take<uint32_t>(pair_chunks * grid.bins());
   s.zero_bytes = size_t(arena.size() - begin);
   return s;
+}
+
+}  // namespace
+
+BinScratch bin_scratch(Arena& arena, int64_t n_images, RegionGrid grid, int64_t record_capacity, int64_t capacity) {
+  const bool in_groups = sorts_in_groups(n_images, grid, record_capacity);
+  const int64_t begin = arena.size();
+  const BinScratch scratch = lay_out(arena, n_images, grid, record_capacity, capacity, in_groups);
+  if (in_groups) {
+    // Memory made for a batch serves smaller ones, which may be sorted the other way.
+    Arena other(nullptr);
+    lay_out(other, n_images, grid, record_capacity, capacity, false);
+    arena.take<char>(max_of<int64_t>(0, begin + other.size() - arena.size()));
+  }
+  return scratch;
 }
 
 TileBoxes tile_boxes(const BinParams<float>& p, const BinScratch& s) {
@@ -168,29 +275,27 @@ void boxes_cuda(const BinParams<float>& p, const BinScratch& s, cudaStream_t str
   check_launch("boxes_kernel");
 }
 
-void bin_cuda(const BinParams<float>& p, const BinScratch& s, Counts* counts, cudaStream_t stream) {
+void bin_cuda(const BinParams<float>& p, const BinScratch& s, Counts* counts, const HostMail* mail,
+              cudaStream_t stream) {
   const RegionGrid grid = region_grid(p.tiles_x, p.tiles_y);
-  const BinKernelParams b = {p, s, grid, counts, histogram_copies(p.n_images), pair_chunk_bits(p.capacity, grid),
+  const bool in_groups = sorts_in_groups(p.n_images, grid, p.record_capacity);
+  const BinKernelParams b = {p,
+                             s,
+                             grid,
+                             counts,
+                             mail == nullptr ? HostMail{} : *mail,
+                             histogram_copies(p.n_images),
+                             pair_chunk_bits(p.capacity, grid),
+                             group_chunk_bits(p.record_capacity),
+                             in_groups ? group_slices(p.n_images, grid, p.record_capacity) : 1,
                              false};
-  if (p.record_capacity > 0) {
-    if (depth_items(p.record_capacity) == kFewItems) {
-      sort_by_depth<kFewItems>(b, stream);
-    } else {
-      sort_by_depth<kManyItems>(b, stream);
-    }
-  }
-  const int64_t chunks = most_chunks(p.capacity, 1 << b.pair_chunk_bits, p.n_images);
-  if (b.pair_chunk_bits == kSmallChunkBits) {
-    launch_emit<Ranking<kFewBins, kBlock, (1 << kSmallChunkBits) / kBlock>>(b, chunks, stream);
-  } else if (grid.bins() == kFewBins) {
-    launch_emit<Ranking<kFewBins, kBlock, (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
-  } else if (grid.bins() == kManyBins) {
-    // Half the threads: a warp's counts take much of the shared memory that the smaller GPUs have.
-    launch_emit<Ranking<kManyBins, kBlock / 2, 2 * (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
+  if (in_groups) {
+    launch_groups(b, stream);
   } else {
-    launch_emit<Ranking<kMostRegions, kBlock / 2, 2 * (1 << kLargeChunkBits) / kBlock>>(b, chunks, stream);
+    launch_depth_first(b, stream);
   }
-  launch_lists(b, stream);
+  const int64_t lists = most_lists(p.n_images, grid, p.record_capacity, in_groups);
+  launch<deal_kernel, kUnit>(b, 0, most_units(p.capacity, lists), "deal_kernel", stream);
 }
 
 }  // namespace rapfast

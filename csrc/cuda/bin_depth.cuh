@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kBlock, 2) tally_kernel(BinKernelParams b) {
   let_next_kernel_come();
   constexpr int kRecords = kBlock * kItems;
   const int thread = threadIdx.x, bins = b.grid.bins();
-  auto finder = radix::chunk_finder<kRecords, 0>(b.p.n_images, [&](int64_t i) {
+  auto finder = radix::chunk_finder<0>(b.p.n_images, radix::FixedChunk<kRecords>{}, [&](int64_t i) {
     return uint32_t(first_record(b.p, i + 1) - first_record(b.p, i));
   });
   Chunk chunk;
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kBlock, 2) depth_kernel(BinKernelParams b) {
     if (lane == 0) *b.s.n_pairs = uint64_t(n_pairs);
   }
 
-  auto finder = radix::chunk_finder<R::kChunk, 0>(b.p.n_images, [&](int64_t i) {
+  auto finder = radix::chunk_finder<0>(b.p.n_images, radix::FixedChunk<R::kChunk>{}, [&](int64_t i) {
     return kFirst ? uint32_t(first_record(b.p, i + 1) - first_record(b.p, i)) : b.s.image_records[i];
   });
   do {

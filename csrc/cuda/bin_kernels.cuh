@@ -18,6 +18,8 @@ constexpr int kDepthPasses = 4;
 constexpr int kDepthBits = 8, kDepthBins = 1 << kDepthBits;  // of a pass
 constexpr int kDepthRow = (kDepthPasses + 1) * kDepthBins;   // of an image's histograms
 
+constexpr int kMostSlices = 32;
+
 constexpr int kBlock = 512;  // threads
 enum Tickets { kDepthTickets = 0, kEmitTickets = kDepthPasses };  // one for each pass
 
@@ -26,8 +28,11 @@ struct BinKernelParams {
   BinScratch s;
   RegionGrid grid;
   Counts* counts;
+  HostMail mail;
   int copies;           // of each histogram: blocks add to them in turn
   int pair_chunk_bits;  // of the number of pairs that a block makes at a time
+  int group_chunk_bits;  // of the number of records whose pairs a block groups
+  int slices;           // of depth, a power of two: a list for each of a region
   bool chunk_each;      // there are blocks for every chunk: a block takes one
 };
 

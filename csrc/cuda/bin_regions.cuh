@@ -6,7 +6,8 @@
 namespace rapfast {
 namespace {
 
-// The tiles of a region that a record reaches, a bit each, row by row.
+// The tiles of a region that a record reaches, a bit each, row by row. kAtOnce: rows whose instructions are side by side.
+template <int kAtOnce>
 __device__ __forceinline__ uint32_t tiles_reached(const BinParams<float>& p, const Record<float>& r, TileBox box,
                                                   uint32_t region_x, uint32_t region_y) {
   const int32_t left = int32_t(region_x * kRegionWidth), top = int32_t(region_y * kRegionHeight) + p.first_tile_row;
@@ -15,7 +16,7 @@ __device__ __forceinline__ uint32_t tiles_reached(const BinParams<float>& p, con
   const CutEllipse<float> ellipse = cut_ellipse(r);
   const int32_t begin = max(top, rect.y0), end = min(top + kRegionHeight, rect.y1);
   uint32_t mask = 0;
-#pragma unroll
+#pragma unroll kAtOnce
   for (int row = 0; row < kRegionHeight; ++row) {  // from the first that both have, so that many lanes are done early
     const int32_t ty = begin + row;
     if (ty >= end) break;
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(R::kThreads, kFewRegions<R> ? 2 : 1) emit_kern
   if (!has_room(b)) return;
 
   auto finder =
-      radix::chunk_finder<R::kChunk, 1>(b.p.n_images, [&](int64_t i) { return uint32_t(b.s.image_pairs[i]); });
+      radix::chunk_finder<1>(b.p.n_images, radix::FixedChunk<R::kChunk>{}, [&](int64_t i) { return uint32_t(b.s.image_pairs[i]); });
   do {
     const uint32_t ticket = radix::take_ticket(b.s.tickets + kEmitTickets, &all.ticket);
     Chunk chunk;
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(R::kThreads, kFewRegions<R> ? 2 : 1) emit_kern
       for (int i = 0; i < kAtOnce; ++i) {
         const int j = part + i;
         tags[j] = ys[i] * uint32_t(b.grid.regions_x) + xs[i];
-        const uint32_t mask = tiles_reached(b.p, of[i], TileBox(boxes[i]), xs[i], ys[i]);
+        const uint32_t mask = tiles_reached<kRegionHeight>(b.p, of[i], TileBox(boxes[i]), xs[i], ys[i]);
         const uint2 pair = make_uint2(ms[i] - uint32_t(image_first), mask);
         if (R::slot(j) < int(count)) valid |= 1u << j;
         if constexpr (kFewRegions<R>) {

@@ -2,11 +2,16 @@
 #pragma once
 
 #include "bin_kernels.cuh"
+#include "tile_order.cuh"
 
 namespace rapfast {
 namespace {
 
 constexpr int kUnitBits = 9, kUnit = 1 << kUnitBits;  // pairs of a region that a block deals out at a time
+// Of a unit's second word: the slice of depth lies above the region, and a bit marks the region's first unit.
+constexpr int kSliceShift = 16;
+constexpr uint32_t kRegionMask = (1u << kSliceShift) - 1, kSliceMask = 0xffu, kFirstUnit = 0x80000000u;
+static_assert(kMostRegions <= 1 << kSliceShift && kMostSlices <= kSliceMask, "they fit");
 
 // Bit i of lane t: bit t of lane i's x.
 __device__ __forceinline__ uint32_t transposed(uint32_t x) {
@@ -22,139 +27,109 @@ __device__ __forceinline__ uint32_t transposed(uint32_t x) {
 
 // ------------------------------------------------------------------------------------------- counts
 
-constexpr int kCountThreads = 512, kCountWarps = kCountThreads / 32;
+constexpr int kCountThreads = 512;
 
 struct CountShared {
-  uint32_t totals[kCountWarps][kRegionTiles];
-  uint32_t warp_sums[kCountWarps];
-  bool is_last;
+  uint32_t totals[kCountThreads / 32][kRegionTiles];
+  uint32_t first_unit;
 };
 
-// Where the units of a region begin, of all regions the `region`-th, and `begin` its first pair: each of the regions
-// before has at most one unit more than their pairs fill. Units behind a region's last pair have none.
-__device__ __forceinline__ uint32_t first_unit(uint32_t region, uint32_t begin) { return begin / kUnit + region; }
-
-// Whether this block is the last of n to come here, all of whose earlier writes it then sees.
-__device__ __forceinline__ bool is_last_of(uint32_t* arrived, uint32_t n, bool* shared) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) *shared = atomicAdd(arrived, 1u) == n - 1;
-  __syncthreads();
-  if (*shared) __threadfence();
-  return *shared;
+// Units of a list of n pairs. One that is empty has one too, for the offsets of the region's tiles: the first slice's.
+__device__ __forceinline__ uint32_t units_of(uint32_t n, uint32_t slice) {
+  return max(uint32_t(slice == 0), (n + kUnit - 1) / kUnit);
 }
 
-// Values [0, n) to the sums of those before them, by the whole block.
-__device__ __forceinline__ void sum_before(uint32_t* values, int n, uint32_t* warp_sums) {
-  const int each = (n + kCountThreads - 1) / kCountThreads, first = min(int(threadIdx.x) * each, n);
-  const int end = min(first + each, n);
-  uint32_t sum[1] = {};
-  for (int i = first; i < end; ++i) sum[0] += __ldcg(values + i);
-  radix::block_sums_before<kCountThreads>(sum, warp_sums);
-  for (int i = first; i < end; ++i) {
-    const uint32_t value = __ldcg(values + i);
-    values[i] = sum[0];
-    sum[0] += value;
+// The units, from `first` on, of n pairs that lie from `begin` on. By the whole block.
+template <int kThreads_>
+__device__ __forceinline__ void write_units(const BinKernelParams& b, int32_t image, int32_t region, uint32_t slice,
+                                            uint32_t begin, uint32_t n, uint32_t first) {
+  for (uint32_t k = threadIdx.x; k < units_of(n, slice); k += kThreads_) {
+    const uint32_t which = uint32_t(region) | slice << kSliceShift | (slice == 0 && k == 0 ? kFirstUnit : 0);
+    b.s.units[first + k] = make_uint4(uint32_t(image), which, begin + k * kUnit, min(n - k * kUnit, uint32_t(kUnit)));
   }
 }
 
-// Puts each lane's tile, where it exists, among those with long lists or behind them: a long list that is begun last is
-// what the whole call waits for. Which comes first among its like changes no pixel.
-__device__ __forceinline__ void put_in_order(const BinKernelParams& b, bool exists, int64_t tile, uint32_t length) {
-  const int64_t n_tiles = b.p.n_images * b.p.tiles_x * b.p.tiles_y;
-  const int lane = threadIdx.x % 32;
-  const bool is_long = exists && int64_t(length) * n_tiles >= kLongList * b.p.capacity;
-  const uint32_t longs = __ballot_sync(kFullWarp, is_long), others = __ballot_sync(kFullWarp, exists && !is_long);
-  uint32_t start = 0;
-  if (lane < 2) start = atomicAdd(b.s.in_order + lane, uint32_t(__popc(lane == 0 ? longs : others)));
-  const uint32_t below = (1u << lane) - 1;
-  const uint32_t front = __shfl_sync(kFullWarp, start, 0) + __popc(longs & below);
-  const uint32_t back = uint32_t(n_tiles) - 1 - __shfl_sync(kFullWarp, start, 1) - __popc(others & below);
-  if (exists) b.p.order[is_long ? front : back] = uint32_t(tile);
-}
-
-// A block a region: how many pairs each of its tiles has, before each unit of the region's pairs and in all. The last
-// block of an image sums up the image, the last of all the images.
-__global__ void __launch_bounds__(kCountThreads, 3) count_kernel(BinKernelParams b) {
-  __shared__ CountShared shared;
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  const int regions = b.grid.regions();
-  wait_for_kernel_before();
-  let_next_kernel_come();
-  if (!has_room(b) || b.p.n_images * regions == 0) return;
-  const int32_t image = int32_t(blockIdx.x / unsigned(regions)), region = int32_t(blockIdx.x - unsigned(image * regions));
-  const int32_t region_y = region / b.grid.regions_x, region_x = region - region_y * b.grid.regions_x;
-  const uint32_t begin = b.s.region_offsets[blockIdx.x], end = b.s.region_offsets[blockIdx.x + 1];
-  const uint32_t first = first_unit(blockIdx.x, begin);
-  const int n_slots = int(first_unit(blockIdx.x + 1, end) - first), n_units = int(radix::chunks_of(end - begin, kUnit));
-  uint32_t* const of_units = b.s.unit_counts + int64_t(first) * kRegionTiles;
-  for (int k = thread; k < n_slots; k += kCountThreads) {
-    const uint32_t at = begin + k * kUnit;
-    b.s.units[first + k] = make_uint4(uint32_t(image), uint32_t(region), at, at < end ? min(end - at, uint32_t(kUnit)) : 0);
-  }
-
+// Leaves how many pairs come before each unit of n pairs from `begin` on, a tile a lane. Returns how many there are in
+// all, in every warp.
+template <int kThreads_>
+__device__ __forceinline__ uint32_t count_units(const uint2* pairs, uint32_t begin, uint32_t n, uint32_t* of_units,
+                                                CountShared& shared) {
+  constexpr int kWarps = kThreads_ / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int n_units = int(radix::chunks_of(n, kUnit));
+  if (n_units == 0 && warp == 0) of_units[lane] = 0;
   // A warp has a stretch of units. First the pairs of the stretch before each unit, then those before the stretch too.
-  const int each = (n_units + kCountWarps - 1) / kCountWarps, stretch = min(warp * each, n_units);
+  const int each = (n_units + kWarps - 1) / kWarps, stretch = min(warp * each, n_units);
   const int stretch_end = min(stretch + each, n_units);
+  const uint32_t end = begin + n;
   uint32_t sum = 0;  // of this lane's tile
   for (int k = stretch; k < stretch_end; ++k) {
     of_units[k * kRegionTiles + lane] = sum;
     const uint32_t at = begin + k * kUnit + lane;
 #pragma unroll 8
     for (uint32_t i = 0; i < kUnit; i += 32) {
-      sum += uint32_t(__popc(transposed(at + i < end ? b.s.pairs[at + i].y : 0)));
+      sum += uint32_t(__popc(transposed(at + i < end ? pairs[at + i].y : 0)));
     }
   }
   shared.totals[warp][lane] = sum;
   __syncthreads();
   uint32_t total = 0, before = 0;
 #pragma unroll
-  for (int w = 0; w < kCountWarps; ++w) {
+  for (int w = 0; w < kWarps; ++w) {
     if (w == warp) before = total;
     total += shared.totals[w][lane];
   }
-  uint32_t row = total;  // of the region's row up to this tile
-  for (int step = 1; step < kRegionWidth; step *= 2) {
-    const uint32_t other = __shfl_up_sync(kFullWarp, row, step, kRegionWidth);
-    if (lane % kRegionWidth >= step) row += other;
-  }
-  before += row - total;
 #pragma unroll 4
   for (int k = stretch; k < stretch_end; ++k) of_units[k * kRegionTiles + lane] += before;
-  if (warp == 1 && b.p.order != nullptr) {
-    const int32_t x = region_x * kRegionWidth + lane % kRegionWidth, y = region_y * kRegionHeight + lane / kRegionWidth;
-    put_in_order(b, x < b.p.tiles_x && y < b.p.tiles_y, (int64_t(image) * b.p.tiles_y + y) * b.p.tiles_x + x, total);
+  return total;
+}
+
+// Of a row of a region's tiles, a lane each: the sum up to this one.
+__device__ __forceinline__ uint32_t sum_of_row(uint32_t of_tile) {
+  uint32_t row = of_tile;
+  for (int step = 1; step < kRegionWidth; step *= 2) {
+    const uint32_t other = __shfl_up_sync(kFullWarp, row, step, kRegionWidth);
+    if (threadIdx.x % kRegionWidth >= step) row += other;
   }
-  if (warp == 0) {
-    if (n_units == 0) of_units[lane] = 0;
-    if (lane % kRegionWidth == kRegionWidth - 1) {
-      const int32_t y = region_y * kRegionHeight + lane / kRegionWidth;
-      b.s.strips[int64_t(image) * b.grid.strips() + y * b.grid.regions_x + region_x] = row;
-    }
-    // A tile's pairs are below 2^31, those of 32 tiles may not be.
-    const int64_t high = __reduce_add_sync(kFullWarp, total >> 16), low = __reduce_add_sync(kFullWarp, total & 0xffffu);
-    if (lane == 0 && (high | low) != 0) {
-      add_to(reinterpret_cast<int64_t*>(b.s.image_tiles + image), (high << 16) + low);
-    }
+  return row;
+}
+
+// A slice of a region's tiles has `total` pairs each, a lane a tile. By one warp of the block.
+__device__ __forceinline__ void tell_tiles(const BinKernelParams& b, int32_t image, int32_t region, uint32_t slice,
+                                           uint32_t total) {
+  const int lane = threadIdx.x % 32;
+  b.s.tile_totals[((int64_t(image) * b.grid.regions() + region) * b.slices + slice) * kRegionTiles + lane] = total;
+  const int32_t region_y = region / b.grid.regions_x, region_x = region - region_y * b.grid.regions_x;
+  const uint32_t row = sum_of_row(total);
+  if (lane % kRegionWidth == kRegionWidth - 1 && row != 0) {
+    const int64_t y = int64_t(image) * b.grid.rows() + region_y * kRegionHeight + lane / kRegionWidth;
+    atomicAdd(b.s.strips + y * b.grid.regions_x + region_x, row);
+    atomicAdd(b.s.rows + y, row);
   }
-  if (!is_last_of(b.s.arrived + image, uint32_t(regions), &shared.is_last)) return;
-  sum_before(b.s.strips + int64_t(image) * b.grid.strips(), b.grid.strips(), shared.warp_sums);
-  if (!is_last_of(b.s.arrived + b.p.n_images, uint32_t(b.p.n_images), &shared.is_last) || warp != 0) return;
-  int64_t images_before = 0;
-  for (int64_t from = 0; from < b.p.n_images; from += 32) {
-    const int64_t i = from + lane, n = i < b.p.n_images ? int64_t(__ldcg(b.s.image_tiles + i)) : 0;
-    int64_t up_to = n;
-    for (int step = 1; step < 32; step *= 2) {
-      const int64_t other = __shfl_up_sync(kFullWarp, up_to, step);
-      if (lane >= step) up_to += other;
-    }
-    if (i < b.p.n_images) b.s.image_tiles[i] = uint64_t(images_before + up_to - n);
-    images_before += __shfl_sync(kFullWarp, up_to, 31);
+  // A tile's pairs are below 2^31, those of 32 tiles may not be.
+  const int64_t high = __reduce_add_sync(kFullWarp, total >> 16), low = __reduce_add_sync(kFullWarp, total & 0xffffu);
+  if (lane == 0 && (high | low) != 0) add_to(b.s.image_tiles + image, (high << 16) + low);
+  if (lane < kLengthClasses && blockIdx.x == 0 && b.p.order != nullptr) {
+    class_counts(b.p.order, b.p.n_images * b.p.tiles_x * b.p.tiles_y)[lane] = 0;  // put_in_order() counts there
   }
-  if (lane == 0) {
-    *b.s.n_tile_pairs = images_before;
-    b.counts->n_intersections = max_of(images_before, int64_t(*b.s.n_pairs));
-  }
+}
+
+// A block a region whose pairs are in order: how many pairs each of its tiles has, before each unit and in all.
+__global__ void __launch_bounds__(kCountThreads, 3) count_kernel(BinKernelParams b) {
+  __shared__ CountShared shared;
+  const int regions = b.grid.regions();
+  wait_for_kernel_before();
+  let_next_kernel_come();
+  if (!has_room(b) || b.p.n_images * regions == 0) return;
+  const int32_t image = int32_t(blockIdx.x / unsigned(regions)), region = int32_t(blockIdx.x - unsigned(image * regions));
+  const uint32_t begin = b.s.region_offsets[blockIdx.x], n = b.s.region_offsets[blockIdx.x + 1] - begin;
+  if (threadIdx.x == 0) shared.first_unit = atomicAdd(b.s.n_units, units_of(n, 0));
+  __syncthreads();
+  const uint32_t first = shared.first_unit;
+  write_units<kCountThreads>(b, image, region, 0, begin, n, first);
+  uint32_t* const of_units = b.s.unit_counts + int64_t(first) * kRegionTiles;
+  const uint32_t total = count_units<kCountThreads>(b.s.pairs, begin, n, of_units, shared);
+  if (threadIdx.x < 32) tell_tiles(b, image, region, 0, total);
 }
 
 // --------------------------------------------------------------------------------------------- lists
@@ -168,52 +143,122 @@ struct DealShared {
   uint16_t sorted[kUnit * kRegionTiles];  // by tile: a place in the unit, and above it the tile
 };
 
+// Puts each lane's tile, where it exists, in its class of the order.
+__device__ __forceinline__ void put_in_order(const BinKernelParams& b, bool exists, uint32_t tile, uint32_t length,
+                                             float per_mean) {
+  const int64_t n_tiles = b.p.n_images * b.p.tiles_x * b.p.tiles_y;
+  const uint32_t below = (1u << threadIdx.x % 32) - 1;
+  const int own = exists ? length_class(length, per_mean) : kLengthClasses;
+  const uint32_t alike = __match_any_sync(kFullWarp, own);
+  uint32_t first = 0;
+  if (exists && (alike & below) == 0) first = atomicAdd(class_counts(b.p.order, n_tiles) + own, uint32_t(__popc(alike)));
+  first = __shfl_sync(kFullWarp, first, __ffs(int(alike)) - 1);
+  if (exists) b.p.order[own * n_tiles + first + __popc(alike & below)] = tile;
+}
+
+// Where the pairs of a region's tiles begin, without those of the region itself: a lane each row of 8 tiles. By a warp,
+// whose loads are all under way at once.
+__device__ __forceinline__ uint32_t begin_of_rows(const BinKernelParams& b, int32_t image, int32_t region_y,
+                                                  int32_t region_x) {
+  static_assert(kRegionWidth * kRegionHeight == 32, "a lane a tile");
+  const int lane = threadIdx.x % 32, row = lane / kRegionWidth;
+  const uint32_t* const rows = b.s.rows + int64_t(image) * b.grid.rows();
+  const int n_rows = region_y * kRegionHeight;
+  const uint32_t* const strips = b.s.strips + (int64_t(image) * b.grid.rows() + n_rows + row) * b.grid.regions_x;
+  const uint32_t own_row = lane < kRegionHeight ? rows[n_rows + lane] : 0;
+  uint32_t before = 0, in_row = 0;  // in images and rows above; in regions of this lane's row
+#pragma unroll 1
+  for (int i = 0; i < max_of(max_of(image, n_rows), region_x * (32 / kRegionWidth)); i += 32) {
+    if (i + lane < image) before += uint32_t(b.s.image_tiles[i + lane]);
+    if (i + lane < n_rows) before += rows[i + lane];
+    const int x = i / (32 / kRegionWidth) + lane % kRegionWidth;
+    if (x < region_x) in_row += strips[x];
+  }
+  before = __reduce_add_sync(kFullWarp, before);
+  for (int step = 1; step < kRegionWidth; step *= 2) in_row += __shfl_xor_sync(kFullWarp, in_row, step);
+#pragma unroll
+  for (int r = 0; r + 1 < kRegionHeight; ++r) {
+    const uint32_t of_row = __shfl_sync(kFullWarp, own_row, r);
+    if (r < row) before += of_row;
+  }
+  return before + in_row;
+}
+
+// Sum of values [0, n), by a warp.
+__device__ __forceinline__ int64_t sum_of(const int64_t* values, int64_t n) {
+  int64_t sum = 0;
+#pragma unroll 1
+  for (int64_t i = threadIdx.x % 32; i < n; i += 32) sum += values[i];
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
+  return sum;
+}
+
 // Where there was no room for something, every list is empty.
 __device__ __forceinline__ void write_empty_lists(const BinKernelParams& b) {
   const int64_t n_tiles = b.p.n_images * b.p.tiles_x * b.p.tiles_y;
   RAPFAST_GRID_STRIDE(t, n_tiles + 1) {
     b.p.tile_offsets[t] = 0;
-    if (b.p.order != nullptr) b.p.order[t] = t < n_tiles ? uint32_t(t) : 0;
+    if (b.p.order != nullptr && t < n_tiles) b.p.order[(kLengthClasses - 1) * n_tiles + t] = uint32_t(t);
   }
-  if (blockIdx.x != 0 || threadIdx.x != 0) return;
-  // Where the pairs by region had none there is no other count.
-  if (!has_room(b)) b.counts->n_intersections = int64_t(*b.s.n_pairs);
-  if (n_tiles == 0) b.counts->n_intersections = 0;
+  if (b.p.order != nullptr && blockIdx.x == 0 && threadIdx.x < kLengthClasses) {
+    class_counts(b.p.order, n_tiles)[threadIdx.x] = threadIdx.x == kLengthClasses - 1 ? uint32_t(n_tiles) : 0;
+  }
 }
 
-// Blocks take units in turn. Offsets of tiles come with the first unit of a region.
-__global__ void __launch_bounds__(kUnit, 3) deal_kernel(BinKernelParams b) {
+// Blocks take units in turn. Offsets of tiles, and their order, come with the first unit of a region.
+#if __CUDA_ARCH__ >= 900
+constexpr int kDealBlocks = 3;
+#else
+constexpr int kDealBlocks = 2;  // with more, registers do not suffice
+#endif
+__global__ void __launch_bounds__(kUnit, kDealBlocks) deal_kernel(BinKernelParams b) {
   __shared__ DealShared shared;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  const int64_t n_tiles = int64_t(b.p.tiles_x) * b.p.tiles_y;
   wait_for_kernel_before();
   let_next_kernel_come();
-  if (!has_room(b) || b.counts->n_intersections > b.p.capacity || b.p.n_images * n_tiles == 0) {
+  const uint32_t n_units = *b.s.n_units;
+  const int64_t n_tiles = b.p.n_images * b.p.tiles_x * b.p.tiles_y;
+  const int64_t n_pairs = int64_t(*b.s.n_pairs), n_tile_pairs = sum_of(b.s.image_tiles, b.p.n_images);
+  if (blockIdx.x == 0 && thread == 0) {
+    b.counts->n_intersections = max_of(n_pairs, n_tile_pairs);
+    HostCounts* const to = b.mail.to_slot == nullptr ? b.mail.to : *b.mail.to_slot;
+    if (to != nullptr) *to = {*b.counts, b.mail.n_visible == nullptr ? 0 : *b.mail.n_visible};
+  }
+  if (max_of(n_pairs, n_tile_pairs) > b.p.capacity || n_tiles == 0) {
     write_empty_lists(b);
     return;
   }
-  if (blockIdx.x == 0 && thread == 0) {
-    b.p.tile_offsets[b.p.n_images * n_tiles] = *b.s.n_tile_pairs;
-    if (b.p.order != nullptr) b.p.order[b.p.n_images * n_tiles] = b.s.in_order[0];
-  }
-  const uint32_t n_regions = uint32_t(b.p.n_images * b.grid.regions());
-  const uint32_t n_units = first_unit(n_regions, b.s.region_offsets[n_regions]);
+  if (blockIdx.x == 0 && thread == 0) b.p.tile_offsets[n_tiles] = n_tile_pairs;
+  const float per_mean = float(n_tiles) / float(max_of<int64_t>(n_tile_pairs, 1));
 
   uint4 next_unit = blockIdx.x < n_units ? b.s.units[blockIdx.x] : make_uint4(0, 0, 0, 0);
   for (uint32_t u = blockIdx.x; u < n_units; u += gridDim.x) {
     const uint4 unit = next_unit;
-    const int32_t image = int32_t(unit.x), region = int32_t(unit.y);
+    const int32_t image = int32_t(unit.x), region = int32_t(unit.y & kRegionMask);
+    const int slice = int(unit.y >> kSliceShift & kSliceMask);
+    const bool is_first = (unit.y & kFirstUnit) != 0;
     if (u + gridDim.x < n_units) next_unit = b.s.units[u + gridDim.x];
-    const bool is_first = unit.z == b.s.region_offsets[image * int64_t(b.grid.regions()) + region];
-    if (unit.w == 0 && !is_first) continue;
     const uint2 pair = uint32_t(thread) < unit.w ? b.s.pairs[unit.z + thread] : make_uint2(0, 0);
-    const int32_t region_y = region / b.grid.regions_x, region_x = region - region_y * b.grid.regions_x;
-    const int32_t y = region_y * kRegionHeight + lane / kRegionWidth, x = region_x * kRegionWidth + lane % kRegionWidth;
-    // Where the unit's first record of this lane's tile goes.
-    uint32_t cursor = b.s.unit_counts[int64_t(u) * kRegionTiles + lane] + uint32_t(b.s.image_tiles[image]) +
-                      b.s.strips[int64_t(image) * b.grid.strips() + y * b.grid.regions_x + region_x];
-    if (warp == 0 && is_first && x < b.p.tiles_x && y < b.p.tiles_y) {
-      b.p.tile_offsets[image * n_tiles + int64_t(y) * b.p.tiles_x + x] = cursor;
+    uint32_t cursor = 0;  // of the first warp: where the unit's first record of this lane's tile goes
+    if (warp == 0 || (warp == 1 && is_first)) {
+      const uint32_t* totals =
+          b.s.tile_totals + (int64_t(image) * b.grid.regions() + region) * b.slices * kRegionTiles + lane;
+      uint32_t total = 0;
+      for (int i = 0; i < b.slices; ++i, totals += kRegionTiles) {
+        if (i == slice) cursor = total;
+        total += *totals;
+      }
+      const int32_t region_y = region / b.grid.regions_x, region_x = region - region_y * b.grid.regions_x;
+      const int32_t y = region_y * kRegionHeight + lane / kRegionWidth, x = region_x * kRegionWidth + lane % kRegionWidth;
+      const bool exists = x < b.p.tiles_x && y < b.p.tiles_y;
+      const uint32_t tile = uint32_t((image * b.p.tiles_y + y) * b.p.tiles_x + x);
+      if (warp == 1) {
+        if (b.p.order != nullptr) put_in_order(b, exists, tile, total, per_mean);
+      } else {
+        cursor += sum_of_row(total) - total + b.s.unit_counts[int64_t(u) * kRegionTiles + lane] +
+                  begin_of_rows(b, image, region_y, region_x);
+        if (is_first && exists) b.p.tile_offsets[tile] = cursor;
+      }
     }
 
     uint32_t reached = transposed(pair.y);  // bit i: the warp's pair i is of this lane's tile

@@ -18,6 +18,7 @@
 #include "blend_cells.cuh"
 #include "check.cuh"
 #include "launch.cuh"
+#include "tile_order.cuh"
 #include "scratch.h"
 
 namespace rapfast {
@@ -314,15 +315,16 @@ __global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOr
   __shared__ Shared<kChannels> shared;
   wait_for_kernel_before();
   uint32_t tile = blockIdx.x;
-  if (kOrder == Order::kLongFirst) tile = p.order[tile];
+  const uint32_t n_tiles = uint32_t(p.n_images * p.tiles_x * p.tiles_y);
+  if (kOrder == Order::kLongFirst) tile = ordered_tile(p.order, n_tiles, tile);
   if (kOrder == Order::kHalves) {
-    const uint32_t n_tiles = uint32_t(p.n_images * p.tiles_x * p.tiles_y), n_long = p.order[n_tiles];
+    const uint32_t n_long = long_tiles(p.order, n_tiles);
     if (tile < 2 * n_long) {
       blend_part<kChannels, kKeepState, 1>(p, shared, p.order[tile / 2], int(tile % 2), transmittances, last_ids);
       return;
     }
     if (tile - n_long >= n_tiles) return;
-    tile = p.order[tile - n_long];
+    tile = ordered_tile(p.order, n_tiles, tile - n_long);
   }
   blend_part<kChannels, kKeepState, 2>(p, shared, tile, 0, transmittances, last_ids);
 }
@@ -330,7 +332,7 @@ __global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOr
 template <int kChannels, bool kKeepState, Order kOrder>
 void launch(const BlendParams<float>& p, float* transmittances, int32_t* last_ids, cudaStream_t stream) {
   const int64_t tiles = p.n_images * p.tiles_x * p.tiles_y;
-  // At most one list in kLongList takes kLongList times a tile's part of the room.
+  // At most one list in kLongList is kLongList times as long as all are on average.
   const int64_t blocks = kOrder == Order::kHalves ? tiles + tiles / kLongList + 1 : tiles;
   const dim3 grid(unsigned(blocks), unsigned((p.n_channels + kChannels - 1) / kChannels));
   launch_behind("blend_kernel", blend_kernel<kChannels, kKeepState, kOrder>, grid, kWindow, 0, stream, p, transmittances,

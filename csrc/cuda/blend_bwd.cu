@@ -12,6 +12,7 @@
 
 #include "blend_cells.cuh"
 #include "check.cuh"
+#include "tile_order.cuh"
 #include "warp_sums.cuh"
 
 namespace rapfast {
@@ -519,7 +520,7 @@ __global__ void __launch_bounds__(kWarps * 32, min_blocks(kChannels))
   __shared__ WarpShared<kChannels, kAbs> shared[kWarps];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Quarter<kChannels, kAbs> quarter{p, shared[warp], kind, lane, lane / 8};
-  quarter.run(p.order == nullptr ? blockIdx.x : p.order[blockIdx.x], warp);
+  quarter.run(p.order == nullptr ? blockIdx.x : ordered_tile(p.order, gridDim.x, blockIdx.x), warp);
 }
 
 // Deterministic sums to floats, in the places that atomic ones go to.

@@ -6,7 +6,7 @@
 namespace rapfast {
 namespace {
 
-constexpr int kOften = 3;        // calls with the same addresses after which the next makes a graph
+constexpr int kOften = 1;        // calls with the same addresses after which the next makes a graph
 constexpr size_t kMaxGraphs = 8;  // of one form of call; the allocator takes two or three blocks in turn
 
 // A capture must not be disturbed by what other threads do, nor disturb them.
@@ -23,6 +23,7 @@ class RelaxedCapture {
 
 struct FrontGraphs::Entry {
   Key key;
+  Arguments arguments{};
   int seen = 0;
   // The node is the first kernel's, and lives as long as the graph that the other was made from.
   cudaGraph_t graph = nullptr;
@@ -70,7 +71,7 @@ FrontGraphs::~FrontGraphs() {
   for (Entry& entry : entries_) entry.drop();
 }
 
-bool FrontGraphs::launch(const Key& key, cudaStream_t stream,
+bool FrontGraphs::launch(const Key& key, const Arguments& arguments, cudaStream_t stream,
                          const std::function<void(cudaGraphExec_t, cudaGraphNode_t)>& update,
                          const std::function<void(cudaStream_t)>& queue) {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -89,9 +90,10 @@ bool FrontGraphs::launch(const Key& key, cudaStream_t stream,
   if (found->exec == nullptr) {
     if (found->seen++ < kOften) return false;
     found->make(queue);
-  } else {
+  } else if (found->arguments != arguments) {
     update(found->exec, found->first);
   }
+  found->arguments = arguments;
   check(cudaGraphLaunch(found->exec, stream), "cudaGraphLaunch");
   return true;
 }

@@ -156,16 +156,19 @@ __device__ __forceinline__ void stage_coeffs(const ColorParams<float>& c, int64_
 
 // `g` is the Gaussian of all scenes, `id` that of its own.
 __device__ __forceinline__ void stage_row(const ProjectParams<float>& p, int64_t g, int32_t id, float4* row) {
-  const float* mean = p.means + 3 * g;
+  // All on their way before one is wanted.
+  const float x = __ldg(p.means + 3 * g), y = __ldg(p.means + 3 * g + 1), z = __ldg(p.means + 3 * g + 2);
+  const float opacity = __ldg(p.opacities + g);
   Sym3<float> cov;
   if (p.covars != nullptr) {
     cov = upper_triangle(p.covars + 9 * g);
   } else {
     const float4 q = __ldg(reinterpret_cast<const float4*>(p.quats) + g);
     const float quat[4] = {q.x, q.y, q.z, q.w};
-    cov = covariance(quat, p.scales + 3 * g);
+    const float scales[3] = {__ldg(p.scales + 3 * g), __ldg(p.scales + 3 * g + 1), __ldg(p.scales + 3 * g + 2)};
+    cov = covariance(quat, scales);
   }
-  row[0] = make_float4(mean[0], mean[1], mean[2], p.opacities[g]);
+  row[0] = make_float4(x, y, z, opacity);
   row[1] = make_float4(cov.xx, cov.xy, cov.xz, cov.yy);
   row[2] = make_float4(cov.yz, cov.zz, __int_as_float(id), 0.f);
 }

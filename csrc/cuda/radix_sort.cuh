@@ -57,13 +57,26 @@ struct Chunk {
   uint32_t before;  // items of the segments before it
 };
 
+// Items of a chunk: so many, or a power of two.
+template <int kChunk>
+struct FixedChunk {
+  __device__ uint32_t whole(uint32_t size) const { return uint32_t(chunks_of(size, kChunk)); }
+};
+struct ChunkBits {
+  int bits;
+  __device__ uint32_t whole(uint32_t size) const { return (size + (1u << bits) - 1) >> bits; }
+};
+
 // Finds the chunks of ascending rows. Every warp of a block asks by itself. A segment of no items has
 // `kAtLeast` chunks.
-template <int kChunk, int kAtLeast, typename Size>
+template <int kAtLeast, typename ChunkSize, typename Size>
 class ChunkFinder {
  public:
   // Reads the first sizes: begin before the ticket is there.
-  __device__ ChunkFinder(int64_t n_segments, Size size_of) : n_segments_(n_segments), size_of_(size_of) { read(); }
+  __device__ ChunkFinder(int64_t n_segments, ChunkSize chunk, Size size_of)
+      : n_segments_(n_segments), chunk_(chunk), size_of_(size_of) {
+    read();
+  }
 
   __device__ bool find(int64_t row, Chunk& chunk) {
     while (first_ < n_segments_) {
@@ -90,21 +103,22 @@ class ChunkFinder {
   __device__ void read() {
     const int64_t i = first_ + threadIdx.x % 32;
     size_ = i < n_segments_ ? size_of_(i) : 0;
-    chunks_ = uint32_t(chunks_of(size_, kChunk));
+    chunks_ = chunk_.whole(size_);
     if (kAtLeast != 0 && i < n_segments_ && chunks_ == 0) chunks_ = kAtLeast;
     rows_ = warp_sum_up_to(chunks_);
     items_ = warp_sum_up_to(size_);
   }
 
   int64_t n_segments_, first_ = 0, rows_before_ = 0;
+  ChunkSize chunk_;
   Size size_of_;
   uint32_t items_before_ = 0;
   uint32_t size_, chunks_, rows_, items_;
 };
 
-template <int kChunk, int kAtLeast, typename Size>
-__device__ ChunkFinder<kChunk, kAtLeast, Size> chunk_finder(int64_t n_segments, Size size_of) {
-  return {n_segments, size_of};
+template <int kAtLeast, typename ChunkSize, typename Size>
+__device__ ChunkFinder<kAtLeast, ChunkSize, Size> chunk_finder(int64_t n_segments, ChunkSize chunk, Size size_of) {
+  return {n_segments, chunk, size_of};
 }
 
 // The next ticket, the same in all threads. Ends with a barrier, and begins with one: what the block
@@ -233,8 +247,8 @@ template <int kBins_, int kThreads_, int kItems_>
 struct Ranking {
   static constexpr int kBins = kBins_, kThreads = kThreads_, kItems = kItems_;
   static constexpr int kWarps = kThreads / 32, kChunk = kThreads * kItems;
-  static constexpr int kBits = kBins == 256 ? 8 : kBins == 2048 ? 11 : 12;
-  static_assert(kBins == 1 << kBits, "256, 2048 or 4096");
+  static constexpr int kBits = kBins == 256 ? 8 : kBins == 512 ? 9 : kBins == 1024 ? 10 : kBins == 2048 ? 11 : 12;
+  static_assert(kBins == 1 << kBits, "a power of two, 256 to 4096");
   static constexpr int kOwn = kBins > kThreads ? kBins / kThreads : 1;  // digits that a thread looks after
 
   static constexpr int kMostSums = 4;

@@ -21,6 +21,7 @@ struct Scratch {
   NetView* net_views;  // [I]
   float* viewmats;     // [I, 4, 4] where a graph reads them
   float* Ks;           // [I, 3, 3]
+  HostCounts** mail;   // [1]
   // Where the state does not keep them.
   uint32_t* order;
   int64_t* tile_offsets;
@@ -41,24 +42,19 @@ Scratch lay_out(const RenderSizes& s, void* base) {
   scratch.net_views = arena.take<NetView>(s.n_scenes * s.n_cameras);
   scratch.viewmats = arena.take<float>(16 * s.n_scenes * s.n_cameras);
   scratch.Ks = arena.take<float>(9 * s.n_scenes * s.n_cameras);
+  scratch.mail = arena.take<HostCounts*>(1);
   scratch.project =
       project_scratch(arena, s.n_scenes * s.n_cameras, s.n_gaussians, s.record_capacity);
   const RegionGrid grid = region_grid(tile_columns(s), s.n_tile_rows);
   scratch.bin = bin_scratch(arena, s.n_scenes * s.n_cameras, grid, s.record_capacity, s.capacity);
   if (!s.keep_state) {
-    scratch.order = arena.take<uint32_t>(all_tiles(s) + 1);
+    scratch.order = arena.take<uint32_t>(order_words(all_tiles(s)));
     scratch.tile_offsets = arena.take<int64_t>(all_tiles(s) + 1);
     scratch.tile_records = arena.take<int32_t>(s.capacity);
     scratch.record_colors = arena.take<float>(color_stride(s.n_channels) * s.record_capacity);
   }
   scratch.size = arena.size();
   return scratch;
-}
-
-// A kernel writes them to the host: a copy is another engine's work, whose turn kept the next kernel waiting
-// for 8 us.
-__global__ void publish_kernel(const Counts* counts, const int64_t* n_visible, HostCounts* to) {
-  *to = HostCounts{*counts, n_visible == nullptr ? 0 : *n_visible};
 }
 
 // Where the counts of a call arrive: page-locked memory and an event. Making them costs more than all
@@ -90,15 +86,16 @@ class MailboxLoan {
     free_of(device_).push_back(box_);
   }
 
-  // Queues the counts on their way to the host.
-  void post(const Counts* counts, const int64_t* n_visible, cudaStream_t stream) {
+  // For a kernel that is queued next.
+  HostCounts* counts() {
     under_way_ = true;
-    publish_kernel<<<1, 1, 0, stream>>>(counts, n_visible, box_.counts);
-    check_launch("publish_kernel");
-    check(cudaEventRecord(box_.arrived, stream), "cudaEventRecord");
+    return box_.counts;
   }
 
-  // Waits for what was posted.
+  // That kernel is queued.
+  void posted(cudaStream_t stream) { check(cudaEventRecord(box_.arrived, stream), "cudaEventRecord"); }
+
+  // Waits for it.
   HostCounts read() {
     check(cudaEventSynchronize(box_.arrived), "rendering");
     under_way_ = false;
@@ -148,8 +145,10 @@ void store_views(const NetView* views, int64_t count, NetView* to, cudaStream_t 
 }
 
 __global__ void __launch_bounds__(kThreads)
-    copy_cameras_kernel(const float* __restrict__ viewmats, const float* __restrict__ Ks, int64_t n_images,
-                        float* __restrict__ to_viewmats, float* __restrict__ to_Ks) {
+    copy_cameras_kernel(const float* __restrict__ viewmats, const float* __restrict__ Ks, HostCounts* mail,
+                        int64_t n_images, float* __restrict__ to_viewmats, float* __restrict__ to_Ks,
+                        HostCounts** to_mail) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) *to_mail = mail;
   RAPFAST_GRID_STRIDE(i, 25 * n_images) {
     if (i < 16 * n_images) {
       to_viewmats[i] = viewmats[i];
@@ -231,7 +230,7 @@ StateLayout state_layout(const RenderSizes& s) {
   l.gaussian_ids = take(4 * s.record_capacity);
   const int64_t kept = s.keep_state ? 1 : 0, pixels = n_images * s.rows() * s.width;
   l.tile_offsets = take(kept * 8 * (all_tiles(s) + 1));
-  l.order = take(kept * 4 * (all_tiles(s) + 1));
+  l.order = take(kept * 4 * order_words(all_tiles(s)));
   l.tile_records = take(kept * 4 * s.capacity);
   l.record_colors = take(kept * 4 * color_stride(s.n_channels) * s.record_capacity);
   l.views = take(kept * int64_t(sizeof(DeviceView)) * n_images);
@@ -279,9 +278,9 @@ struct RenderCall::Parts {
   }
 
   ColorParams<float> color_params(const float* viewmats, const float* Ks) const;
-  void queue_front(const float* viewmats, const float* Ks, cudaStream_t stream);
+  void queue_front(const float* viewmats, const float* Ks, const HostMail& mail, cudaStream_t stream);
   void queue_colors();
-  bool launch_graph();
+  bool launch_graph(HostCounts* mail);
 
   void mark() {
     if (params.stage_events == nullptr) return;
@@ -304,7 +303,8 @@ ColorParams<float> RenderCall::Parts::color_params(const float* viewmats, const 
 }
 
 // Projection, with colours where it can make them, and bin.
-void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cudaStream_t stream) {
+void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, const HostMail& mail,
+                                    cudaStream_t stream) {
   const RenderSizes& sizes = params.sizes;
   mark();
 
@@ -335,7 +335,7 @@ void RenderCall::Parts::queue_front(const float* viewmats, const float* Ks, cuda
   const ClearedMemory cleared = {scratch.bin.zero, int64_t(scratch.bin.zero_bytes)};
   project_cuda(project, scratch.project, counts(), {colored_by_projection() ? &color : nullptr, &boxes, cleared}, stream);
   mark();
-  bin_cuda(bin, scratch.bin, counts(), stream);
+  bin_cuda(bin, scratch.bin, counts(), &mail, stream);
   mark();
 }
 
@@ -359,7 +359,7 @@ void RenderCall::Parts::queue_colors() {
 }
 
 // queue_front as a graph, where calls keep coming with these addresses.
-bool RenderCall::Parts::launch_graph() {
+bool RenderCall::Parts::launch_graph(HostCounts* mail) {
   if (params.graphs == nullptr || params.fixed_room || params.stage_events != nullptr) {
     return false;
   }
@@ -369,8 +369,8 @@ bool RenderCall::Parts::launch_graph() {
   const int64_t n_images = params.sizes.n_scenes * params.sizes.n_cameras;
   const dim3 grid(grid_for(25 * n_images));
   const auto update = [&](cudaGraphExec_t graph, cudaGraphNode_t copy) {
-    void* arguments[] = {const_cast<float**>(&in.viewmats), const_cast<float**>(&in.Ks),
-                         const_cast<int64_t*>(&n_images), &scratch.viewmats, &scratch.Ks};
+    void* arguments[] = {const_cast<float**>(&in.viewmats), const_cast<float**>(&in.Ks), &mail,
+                         const_cast<int64_t*>(&n_images), &scratch.viewmats, &scratch.Ks, &scratch.mail};
     cudaKernelNodeParams node{};
     node.func = reinterpret_cast<void*>(&copy_cameras_kernel);
     node.gridDim = grid;
@@ -378,10 +378,11 @@ bool RenderCall::Parts::launch_graph() {
     node.kernelParams = arguments;
     check(cudaGraphExecKernelNodeSetParams(graph, copy, &node), "cudaGraphExecKernelNodeSetParams");
   };
-  return params.graphs->launch(key, stream, update, [&](cudaStream_t to) {
-    copy_cameras_kernel<<<grid, kThreads, 0, to>>>(in.viewmats, in.Ks, n_images, scratch.viewmats, scratch.Ks);
+  return params.graphs->launch(key, {in.viewmats, in.Ks, mail}, stream, update, [&](cudaStream_t to) {
+    copy_cameras_kernel<<<grid, kThreads, 0, to>>>(in.viewmats, in.Ks, mail, n_images, scratch.viewmats, scratch.Ks,
+                                                   scratch.mail);
     check_launch("copy_cameras_kernel");
-    queue_front(scratch.viewmats, scratch.Ks, to);
+    queue_front(scratch.viewmats, scratch.Ks, {nullptr, scratch.mail, n_visible()}, to);
   });
 }
 
@@ -397,8 +398,11 @@ RenderCall::RenderCall(const RenderParams& params, int device, cudaStream_t stre
     project.word_bases = parts_->part<uint32_t>(layout.word_bases);
     project.n_visible = parts_->n_visible();
   }
-  if (!parts_->launch_graph()) parts_->queue_front(params.project.viewmats, params.project.Ks, stream);
-  if (!params.fixed_room) parts_->mailbox.emplace(device).post(parts_->counts(), parts_->n_visible(), stream);
+  HostCounts* const mail = params.fixed_room ? nullptr : parts_->mailbox.emplace(device).counts();
+  if (!parts_->launch_graph(mail)) {
+    parts_->queue_front(params.project.viewmats, params.project.Ks, {mail, nullptr, parts_->n_visible()}, stream);
+  }
+  if (!params.fixed_room) parts_->mailbox->posted(stream);
   parts_->queue_colors();
 }
 

@@ -45,6 +45,20 @@ struct Counts {
   int64_t n_intersections;  // room for pairs, likewise: see bin_cuda(); of the records there was room for
 };
 
+// What the host reads back of a call.
+struct HostCounts {
+  Counts counts;
+  int64_t n_visible;  // records that are not dead; 0 without keep_state
+};
+
+// Where bin's last kernel writes them, in page-locked memory: a copy is another engine's work, whose turn keeps the next
+// kernel waiting for 8 us.
+struct HostMail {
+  HostCounts* to;              // or null
+  HostCounts* const* to_slot;  // where the device finds it, which a graph cannot know; or null
+  const int64_t* n_visible;    // or null
+};
+
 struct ProjectScratch {
   DeviceView* views;       // [I] output, used by later stages
   int32_t* image_ids;      // [capacity] output: image of each record
@@ -66,24 +80,31 @@ struct BinScratch {
   uint64_t* boxes;         // [record_capacity]
   uint8_t* region_counts;  // [record_capacity]
 
+  // Of records by depth, then pairs by region.
   uint64_t* items[2];        // [record_capacity] records on their way to order by image, then depth
   uint32_t* chunk_records;   // [pair chunks] the record that a chunk of pairs begins with
-  uint2* pairs;              // [capacity] by region: record relative to the image's first, and its tiles there
   uint32_t* region_offsets;  // [I * regions + 1]
-  uint4* units;              // [units] parts of a region's pairs: image, region, first pair, number of pairs
-  uint32_t* unit_counts;     // [units, 32] (tile, record) pairs before a unit's of each tile, in that row of the region
-  uint32_t* strips;          // [I, strips] such pairs of each row of tiles, by region; then the sums of those before
+  // Of pairs by region, then by depth.
+  uint2* grouped;            // [capacity] as `pairs`, but a chunk of records at a time, by region
+  uint32_t* grouped_keys;    // [capacity] their depths
+  uint2* runs;               // [record chunks, groups] where a chunk's pairs of a group begin, and how many they are
+
+  uint2* pairs;              // [capacity] by region, then depth: record relative to the image's first, and its tiles
+  uint4* units;              // [units] parts of such lists: image, region and slice, first pair, number of pairs
+  uint32_t* unit_counts;     // [units, 32] (tile, record) pairs of each tile in the list's units before
+  uint32_t* tile_totals;     // [I, regions, slices, 32] such pairs of each tile
 
   // All of these are zero at first. Histograms are in several copies, to be added.
   uint32_t* depth_histograms;    // [copies, I, 5, 256] records by each digit of their key; pairs by the highest
   uint32_t* region_differences;  // [copies, I, bins] differences of the histogram of pairs by region
   uint32_t* image_records;       // [I] with a box
   uint64_t* image_pairs;         // [I] (region, record) pairs
-  uint64_t* image_tiles;         // [I] (tile, record) pairs; then those of the images before
-  uint64_t* n_pairs;             // [1] sum of image_pairs
-  int64_t* n_tile_pairs;         // [1] (tile, record) pairs of all images
-  uint32_t* in_order;            // [2] tiles with long lists, and others, that have their place
-  uint32_t* arrived;             // [I + 1] blocks that are done with an image; images that are
+  uint32_t* strips;              // [I, rows, regions_x] such pairs of a region's part of each row of tiles
+  uint32_t* rows;                // [I, rows] of each row of tiles of the regions
+  int64_t* image_tiles;          // [I] of each image
+  uint64_t* n_pairs;             // [1] (region, record) pairs of all images
+  uint32_t* n_units;             // [1] that have their place
+  uint32_t* n_sorted;            // [1] pairs whose region has its place
   uint32_t* depth_states[4];     // [record chunks, 256] what chunks tell each other; the last [, 512]
   uint32_t* emit_states;         // [pair chunks, bins]
   uint32_t* tickets;             // [8] of the passes
@@ -102,7 +123,7 @@ struct RegionGrid {
   RAPFAST_HD int bins() const {
     return regions() <= kFewBins ? kFewBins : regions() <= kManyBins ? kManyBins : kMostRegions;
   }
-  RAPFAST_HD int strips() const { return kRegionHeight * regions(); }  // a row of tiles of a region
+  RAPFAST_HD int rows() const { return kRegionHeight * regions_y; }  // of tiles
 };
 
 // Throws where there are more than kMostRegions.

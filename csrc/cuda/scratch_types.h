@@ -10,6 +10,7 @@ namespace rapfast {
 struct BinScratch;
 struct Counts;
 struct DeviceView;
+struct HostMail;
 struct ProjectScratch;
 struct TileBoxes;
 

@@ -71,7 +71,7 @@ current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", current_stream)
 
 def scratch(tensor: Tensor, size: int) -> Tensor:
     """Uninitialised bytes beside ``tensor``."""
-    return torch.empty(size, dtype=torch.uint8, device=tensor.device)
+    return tensor.new_empty(size, dtype=torch.uint8)
 
 
 def aligned(tensor: Tensor | None) -> Tensor | None:
