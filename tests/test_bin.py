@@ -259,6 +259,18 @@ def test_a_pile_in_one_tile_lists_all_by_depth(n, size, device):
     assert_same(tiles.tile_offsets, want.to(device))
 
 
+@pytest.mark.parametrize("n", [2, 40, 5000])
+def test_depths_that_are_no_numbers_come_last(n, device):
+    """A record has none by projection; the operator's caller may."""
+    depths = torch.rand(n, generator=torch.Generator().manual_seed(1)) + 1
+    depths[1::3] = math.nan
+    depths[0] = math.inf
+    records = to(blobs(torch.full((n, 2), 24.0), 0.8, depths, (40, 30)), device)
+    order = torch.sort(torch.where(depths.isnan(), math.inf, depths), stable=True).indices
+    order = torch.cat((order[~depths[order].isnan()], order[depths[order].isnan()]))
+    assert_same(ops.bin(records, 40, 30).tile_records, order.int().to(device))
+
+
 def spread_depths(n: int, kind: str) -> Tensor:
     """Of real numbers; or nine tenths of them as good as the same, of few values or of many, between others."""
     generator = torch.Generator().manual_seed(n)

@@ -1,13 +1,17 @@
-// Stage 3 on the GPU: each image's records by depth, then by region of 8x4 tiles, both by stable radix sorts of one
-// launch a pass (radix_sort.cuh), then dealt out to the lists of the region's tiles. Ties keep the records' order,
-// which is Gaussian order.
+// Stage 3 on the GPU: each image's pairs of records and regions of 8x4 tiles, by region and depth, then dealt out to the
+// lists of the region's tiles (bin_tiles.cuh). Ties keep the records' order, which is Gaussian order. There are two ways
+// to the former, of which the number of records that there is room for decides; the lists are the same.
 //
-// The kernel that makes a record also says which box of tiles it has (tile_boxes.cuh); one kernel makes all
-// the histograms of it (bin_depth.cuh). The number of a record's regions rides in the bits of its key that
-// the sort has done with, and the sort's last pass sums it, so that each record knows where its pairs
-// begin. Pairs are first made in the kernel that sorts them by region (bin_regions.cuh), which asks which of the
-// region's tiles the record reaches; the last kernel (bin_tiles.cuh) need not. The number of records and of pairs is
-// known on the device alone, and only what exists is worked on.
+// Few: by region first, and then by depth in shared memory (bin_groups.cuh).
+//
+// Many: records by depth (bin_depth.cuh), then their pairs by region (bin_regions.cuh), both by stable radix sorts of one
+// launch a pass (radix_sort.cuh), one kernel in front making all the histograms. The number of a record's regions rides in
+// the bits of its key that the sort has done with, and the sort's last pass sums it, so that each record knows where its
+// pairs begin.
+//
+// The kernel that makes a record also says which box of tiles it has (tile_boxes.cuh). Which tiles of a region it reaches
+// is asked where the pair is made. How many records and pairs there are is known on the device alone, and only what
+// exists is worked on.
 #include "../bin.h"
 
 #include <atomic>
@@ -59,6 +63,8 @@ int pair_chunk_bits(int64_t capacity, RegionGrid grid) {
 // Lists of pairs, where those of a region are cut in slices by depth so that they have about kAlone pairs and blocks are
 // enough. A record is taken for one and a half pairs.
 constexpr int64_t kAlone = 256, kEnoughLists = 256, kFewPairs = 512;
+// What may all lie in one list, which takes a time that grows with the square of its length.
+constexpr int64_t kMostRecords = 1 << 22;
 int64_t guessed_pairs(int64_t record_capacity) { return record_capacity * 3 / 2; }
 
 int group_slices(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
@@ -74,7 +80,7 @@ int group_slices(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
 // Which of two ways to order by region and depth: what a block sorts in shared memory is the faster while there is little
 // of it.
 bool sorts_in_groups(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
-  if (grid.regions() > kMostGroups) return false;
+  if (grid.regions() > kMostGroups || record_capacity > kMostRecords) return false;
   const int64_t lists = n_images * grid.regions() * group_slices(n_images, grid, record_capacity);
   return guessed_pairs(record_capacity) <= kFewPairs * lists;
 }
@@ -95,26 +101,13 @@ int64_t most_lists(int64_t n_images, RegionGrid grid, int64_t record_capacity, b
 }
 
 // Units of them, each with one that is not full.
-int64_t most_units(int64_t capacity, int64_t most_lists) { return radix::chunks_of(capacity, kUnit) + most_lists; }
+int64_t most_units(int64_t capacity, int64_t lists) { return radix::chunks_of(capacity, kUnit) + lists; }
 
-// Lets a kernel have so much shared memory, once a device.
+// Lets a kernel have so much shared memory, once a device, and returns how many blocks run at once then.
 template <auto kernel>
-void allow_shared(size_t bytes) {
+int allow_shared(size_t shared_bytes, int threads) {
   constexpr int kMaxDevices = 64;
-  static std::atomic<bool> known[kMaxDevices];
-  int device = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  if (device < kMaxDevices && known[device].load(std::memory_order_relaxed)) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "cudaFuncSetAttribute");
-  if (device < kMaxDevices) known[device].store(true, std::memory_order_relaxed);
-}
-
-// Launches as many blocks as run at once, or one for each chunk; they take tickets. What a kernel needs to have so
-// much shared memory is set once a device.
-template <auto kernel, int kThreads_ = kBlock>
-void launch(BinKernelParams b, size_t shared_bytes, int64_t most_chunks, const char* name, cudaStream_t stream) {
-  constexpr int kMaxDevices = 64;
-  static std::atomic<int> known[kMaxDevices];  // blocks at once
+  static std::atomic<int> known[kMaxDevices];
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   int at_once = device < kMaxDevices ? known[device].load(std::memory_order_relaxed) : 0;
@@ -122,11 +115,17 @@ void launch(BinKernelParams b, size_t shared_bytes, int64_t most_chunks, const c
     int each = 0;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
           "cudaFuncSetAttribute");
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads_, shared_bytes), "occupancy");
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes), "occupancy");
     at_once = max_of(1, device_facts().processors * each);
     if (device < kMaxDevices) known[device].store(at_once, std::memory_order_relaxed);
   }
-  const int64_t blocks = max_of<int64_t>(1, min_of<int64_t>(at_once, most_chunks));
+  return at_once;
+}
+
+// Launches as many blocks as run at once, or one for each chunk.
+template <auto kernel, int kThreads_ = kBlock>
+void launch(BinKernelParams b, size_t shared_bytes, int64_t most_chunks, const char* name, cudaStream_t stream) {
+  const int64_t blocks = max_of<int64_t>(1, min_of<int64_t>(allow_shared<kernel>(shared_bytes, kThreads_), most_chunks));
   b.chunk_each = blocks >= most_chunks;
   launch_behind(name, kernel, dim3(unsigned(blocks)), kThreads_, shared_bytes, stream, b);
 }
@@ -184,7 +183,7 @@ void launch_groups(const BinKernelParams& b, cudaStream_t stream) {
   const auto group = b.grid.regions() * b.slices <= kFewGroups ? group_kernel<kFewGroups> : group_kernel<kMostGroups>;
   launch_behind("group_kernel", group, dim3(unsigned(chunks)), kGroupThreads, 0, stream, b);
   const int64_t regions = max_of<int64_t>(1, b.p.n_images * b.grid.regions());
-  allow_shared<sort_kernel>(sizeof(SortShared));
+  allow_shared<sort_kernel>(sizeof(SortShared), kSortThreads);
   launch_behind("sort_kernel", sort_kernel, dim3(unsigned(regions * b.slices)), kSortThreads, sizeof(SortShared), stream, b);
 }
 

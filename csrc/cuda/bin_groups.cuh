@@ -15,13 +15,13 @@ namespace {
 
 constexpr int kFewGroups = 512, kMostGroups = 1024;  // regions, times slices, of an image
 constexpr int kGroupThreads = 256;
-constexpr int kGroupRecordBits = 8, kGroupRecords = 1 << kGroupRecordBits;  // of a chunk, looked at together
-static_assert(kGroupRecords == kGroupThreads, "one each");
+constexpr int kPartBits = 8, kPart = 1 << kPartBits;  // records of a chunk that are looked at together
+static_assert(kPart == kGroupThreads, "one each");
 constexpr int kMostChunks = 768;       // of all records there is room for, so of an image's too
 
 // Records of a chunk, as a power of two: no more chunks than a block of the sort has room to know.
 int group_chunk_bits(int64_t record_capacity) {
-  int bits = kGroupRecordBits;
+  int bits = kPartBits;
   while (radix::chunks_of(record_capacity, 1 << bits) > kMostChunks) ++bits;
   return bits;
 }
@@ -45,10 +45,10 @@ template <int kBins>
 struct GroupShared {
   using R = Ranking<kBins, kGroupThreads, 1>;
   typename R::Shared ranking;
-  float4 records[2][kGroupRecords];  // the halves of each
-  uint64_t boxes[kGroupRecords];
-  uint32_t keys[kGroupRecords];
-  uint32_t ends[kGroupRecords];      // pairs of the records up to this one
+  float4 records[2][kPart];  // the halves of each
+  uint64_t boxes[kPart];
+  uint32_t keys[kPart];
+  uint32_t ends[kPart];      // pairs of the records up to this one
   uint32_t places[kBins];            // the chunk's pairs of a group; then where its next one goes
   uint32_t warp_sums[kGroupThreads / 32];
   uint4 samples[kSamples / 4];
@@ -75,7 +75,8 @@ __device__ __forceinline__ LoadedRecord load_binned(const BinKernelParams& b, in
   return r;
 }
 
-// Cuts an image's depths in slices of about as many records each, by a sample; every block of the image finds the same.
+// Cuts an image's depths in slices of about as many records each, by a sample, in which those without a box are too;
+// every block of the image finds the same.
 // `sample`: that of the thread, of the first kSamples. Ends with a barrier.
 template <typename Shared>
 __device__ __forceinline__ void find_cuts(const BinKernelParams& b, Shared& shared, uint32_t sample) {
@@ -97,7 +98,7 @@ __device__ __forceinline__ void find_cuts(const BinKernelParams& b, Shared& shar
   }
   rank += __shfl_xor_sync(kFullWarp, rank, 1);
   const uint32_t each = uint32_t(kSamples >> slice_bits(b));
-  if (rank != 0 && rank % each == 0) shared.cuts[rank / each - 1] = 2 * own;
+  if (half == 0 && rank != 0 && rank % each == 0) shared.cuts[rank / each - 1] = 2 * own;
   __syncthreads();
 }
 
@@ -134,8 +135,8 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
   } else {
     __syncthreads();
   }
-  for (uint32_t i = thread; i < count; i += kGroupRecords) {
-    const bool is_loaded = i < kGroupRecords;
+  for (uint32_t i = thread; i < count; i += kPart) {
+    const bool is_loaded = i < kPart;
     const TileBox regions = TileBox(is_loaded ? loaded.box : b.s.boxes[first + i]).regions();
     const uint32_t slice = slice_of(shared.cuts, b.slices, is_loaded ? loaded.key : b.s.depth_keys[first + i]);
     for (uint32_t y = regions.y0(); y < regions.y1(); ++y) {
@@ -168,10 +169,10 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
     place += in_chunk[k];
   }
 
-  for (uint32_t group = 0; group < count; group += kGroupRecords) {
+  for (uint32_t from = 0; from < count; from += kPart) {
     __syncthreads();
-    const uint32_t i = group + thread;
-    if (group != 0) loaded = load_binned(b, first + i, i < count);
+    const uint32_t i = from + thread;
+    if (from != 0) loaded = load_binned(b, first + i, i < count);
     shared.records[0][thread] = loaded.halves[0];
     shared.records[1][thread] = loaded.halves[1];
     shared.boxes[thread] = loaded.box;
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
     radix::block_sums_before<kGroupThreads>(pairs_before, shared.warp_sums);
     shared.ends[thread] = pairs_before[0] + own_pairs;
     __syncthreads();
-    const uint32_t n_pairs = shared.ends[kGroupRecords - 1];
+    const uint32_t n_pairs = shared.ends[kPart - 1];
     for (uint32_t done = 0; done < n_pairs; done += R::kChunk) {
       uint32_t tags[R::kItems], own[R::kOwn], valid = 0;
       uint2 pairs[R::kItems];
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
         tags[j] = 0;
         if (k >= n_pairs) continue;
         valid |= 1u << j;
-        const uint32_t r = first_above(shared.ends, kGroupRecords, k);
+        const uint32_t r = first_above(shared.ends, kPart, k);
         const TileBox box(shared.boxes[r]), regions = box.regions();
         const uint32_t in_box = k - (r == 0 ? 0 : shared.ends[r - 1]);
         // Exact: both are small.
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
         const Record<float> record = {u.x, u.y, u.z, u.w, v.x, v.y, v.z, v.w};
         keys[j] = shared.keys[r];
         tags[j] = (y * uint32_t(b.grid.regions_x) + x) * uint32_t(b.slices) + slice_of(shared.cuts, b.slices, keys[j]);
-        pairs[j] = make_uint2(chunk_first + group + r, tiles_reached<1>(b.p, record, box, x, y));
+        pairs[j] = make_uint2(chunk_first + from + r, tiles_reached<1>(b.p, record, box, x, y));
       }
       R::run(shared.ranking, tags, valid, own);
       __syncthreads();
@@ -225,15 +226,15 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
 constexpr int kSortThreads = 256, kSortWarps = kSortThreads / 32;
 constexpr int kMostSortedBits = 12, kMostSorted = 1 << kMostSortedBits;  // pairs that lie in shared memory at once
 constexpr uint32_t kFullBucket = 24;      // pairs of as good as the same depth that are compared one with another
-constexpr uint32_t kNoKey = 0xfffffffeu;  // comes behind the depth of any record
+constexpr uint32_t kNoKey = kMostKey + 1;  // comes behind that of any record
 
 struct SortShared {
   // Of the pairs at hand. The second of each is what buckets and merges work in.
   uint32_t keys[2][kMostSorted];
   uint16_t ids[2][kMostSorted];
   // The group's list: a run of each chunk. Its pair i lies at i + offset, modulo 2^32, of the first run that ends above.
-  uint32_t run_ends[kMostChunks + 1];
-  uint32_t run_offsets[kMostChunks + 1];
+  uint32_t run_ends[kMostChunks];
+  uint32_t run_offsets[kMostChunks];
   uint32_t unit_counts[kMostSorted / kUnit][kRegionTiles];
   uint32_t warp_sums[2 * kSortWarps];
   uint32_t lowest, highest;

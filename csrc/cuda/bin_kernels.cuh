@@ -46,7 +46,7 @@ __device__ __forceinline__ int64_t first_record(const BinParams<float>& p, int64
   return min(p.image_offsets[image], p.record_capacity);
 }
 
-// For the pairs by region.
+// For the pairs by region; asked once all are counted.
 __device__ bool has_room(const BinKernelParams& b) { return int64_t(*b.s.n_pairs) <= b.p.capacity; }
 
 // Adding to a few counters from many blocks takes long: the more images, the more counters there are.

@@ -1,4 +1,5 @@
-// Stage 3: a region's pairs, dealt out to the lists of its tiles. The order of the region's pairs is that of each list.
+// Stage 3: a region's pairs, dealt out to the lists of its tiles. A region has a list of pairs in order, or one for each
+// slice of depth; where in memory they lie is up to those that made them.
 #pragma once
 
 #include "bin_kernels.cuh"
@@ -94,7 +95,8 @@ __device__ __forceinline__ uint32_t sum_of_row(uint32_t of_tile) {
   return row;
 }
 
-// A slice of a region's tiles has `total` pairs each, a lane a tile. By one warp of the block.
+// A slice of a region's tiles has `total` pairs each, a lane a tile. By one warp of the block; the first block's also
+// makes put_in_order() begin with nothing.
 __device__ __forceinline__ void tell_tiles(const BinKernelParams& b, int32_t image, int32_t region, uint32_t slice,
                                            uint32_t total) {
   const int lane = threadIdx.x % 32;
@@ -110,7 +112,7 @@ __device__ __forceinline__ void tell_tiles(const BinKernelParams& b, int32_t ima
   const int64_t high = __reduce_add_sync(kFullWarp, total >> 16), low = __reduce_add_sync(kFullWarp, total & 0xffffu);
   if (lane == 0 && (high | low) != 0) add_to(b.s.image_tiles + image, (high << 16) + low);
   if (lane < kLengthClasses && blockIdx.x == 0 && b.p.order != nullptr) {
-    class_counts(b.p.order, b.p.n_images * b.p.tiles_x * b.p.tiles_y)[lane] = 0;  // put_in_order() counts there
+    class_counts(b.p.order, b.p.n_images * b.p.tiles_x * b.p.tiles_y)[lane] = 0;
   }
 }
 

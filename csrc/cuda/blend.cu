@@ -18,8 +18,8 @@
 #include "blend_cells.cuh"
 #include "check.cuh"
 #include "launch.cuh"
-#include "tile_order.cuh"
 #include "scratch.h"
+#include "tile_order.cuh"
 
 namespace rapfast {
 namespace {
@@ -318,7 +318,7 @@ __global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOr
   const uint32_t n_tiles = uint32_t(p.n_images * p.tiles_x * p.tiles_y);
   if (kOrder == Order::kLongFirst) tile = ordered_tile(p.order, n_tiles, tile);
   if (kOrder == Order::kHalves) {
-    const uint32_t n_long = long_tiles(p.order, n_tiles);
+    const uint32_t n_long = n_long_tiles(p.order, n_tiles);
     if (tile < 2 * n_long) {
       blend_part<kChannels, kKeepState, 1>(p, shared, p.order[tile / 2], int(tile % 2), transmittances, last_ids);
       return;

@@ -49,6 +49,7 @@ struct TileBoxes {
 };
 
 constexpr uint32_t kManyRegions = 255;
+constexpr uint32_t kMostKey = 0xfffffffdu;  // NaN's: a key that sorts may count up by one, and one behind all
 
 // Tells stage 3 of record m. Every record must be told, the dead ones (opacity 0) too, which have no box.
 __device__ __forceinline__ void tell_bin(const TileBoxes& b, int64_t m, const Record<float>& r, const int32_t* radii) {
@@ -60,7 +61,7 @@ __device__ __forceinline__ void tell_bin(const TileBoxes& b, int64_t m, const Re
                   uint32_t(rect.y1 - b.first_tile_row));
     n_regions = box.regions().size();
   }
-  b.depth_keys[m] = depth_key(r.depth);
+  b.depth_keys[m] = min(depth_key(r.depth), kMostKey);
   b.boxes[m] = box.bits();
   b.region_counts[m] = uint8_t(min(n_regions, kManyRegions));
 }

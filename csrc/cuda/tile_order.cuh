@@ -21,7 +21,7 @@ __device__ __forceinline__ int length_class(uint32_t length, float per_mean) {
   return 1 + int(max_of(0.f, min_of(float(kLengthClasses - 2), 2.f * __log2f(float(kLongList) / times))));
 }
 
-__device__ __forceinline__ uint32_t long_tiles(const uint32_t* order, int64_t n_tiles) {
+__device__ __forceinline__ uint32_t n_long_tiles(const uint32_t* order, int64_t n_tiles) {
   return order[kLengthClasses * n_tiles];
 }
 
