@@ -358,7 +358,8 @@ def sweep(seed: int, parts: Sequence[str]) -> int:
             (31, (40, 30), None, 0), (4095, (500, 400), None, 0), (4097, (1000, 900), [4096, 0, 1], 0),
             (9000, (2100, 2080), None, 0), (9000, (3000, 2900), None, 0), (120, (4112, 4100), None, 0),
             (5000, (700, 300), None, 3 << 20), (100, (100, 90), [i % 2 for i in range(200)], 0),
-            (50_000, (40, 30), [30_000, 0, 20_000], 0), (50_000, (40, 30), None, 3 << 20), (20_000, (1000, 900), None, 0),
+            (50_000, (40, 30), [30_000, 0, 20_000], 0), (50_000, (40, 30), None, 3 << 20),
+            (20_000, (1000, 900), None, 0),
         ]:  # fmt: skip
             for records in (random_blobs(n, size, seed, images=images), one_pile(n, size)):
                 records = to(records, torch.device("cuda"))

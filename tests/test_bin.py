@@ -295,8 +295,8 @@ def test_lists_of_any_length_and_depths_are_in_order(n, kind, size, device):
 @pytest.mark.cuda
 @pytest.mark.parametrize("size", [(1000, 900), (100, 90)], ids=["by region", "by depth"])
 def test_lists_of_many_records_are_the_cpus(size):
-    """So many that chunks of them are larger, and their regions in as many slices as there are at most; and so many for
-    a few regions that they come by depth first."""
+    """So many that chunks of them are larger, and more slices of their regions are made than of few; and so many for a
+    few regions that they come by depth first."""
     generator = torch.Generator().manual_seed(8)
     images = [150_000, 1, 0, 120_000]
     n = sum(images)

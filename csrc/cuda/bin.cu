@@ -78,9 +78,10 @@ int group_slices(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
 }
 
 // Which of two ways to order by region and depth: what a block sorts in shared memory is the faster while there is little
-// of it.
+// of it, in a list and in an image.
+constexpr int64_t kFewOfImage = 96 << 10;
 bool sorts_in_groups(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
-  if (grid.regions() > kMostGroups || record_capacity > kMostRecords) return false;
+  if (grid.regions() > kMostGroups || record_capacity > min_of(kMostRecords, kFewOfImage * n_images)) return false;
   const int64_t lists = n_images * grid.regions() * group_slices(n_images, grid, record_capacity);
   return guessed_pairs(record_capacity) <= kFewPairs * lists;
 }
