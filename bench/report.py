@@ -433,14 +433,12 @@ def _forward_section(run: Run, plots: dict[str, str]) -> list[str]:
 
 
 def readme_table(runs: list[Run]) -> str:
-    """The newest GPU run in short; the CPU's figure where there is none."""
+    """The newest GPU run in short, and the CPU case of each machine: one bar, and what CPUs make of it differs."""
     on_gpu = [run for run in runs if run.machine.get("gpu")]
     parts = [part for run in on_gpu[:1] for part in _readme_forward(run)]
     parts += next(filter(None, (backward_readme(run, README_BATCH) for run in on_gpu)), [])
     parts += next(filter(None, map(_readme_appearance, on_gpu)), [])
-    sentence = next(filter(None, map(cpu_sentence, runs)), None)
-    if sentence:
-        parts.append(sentence)
+    parts += filter(None, map(cpu_sentence, runs))
     if not parts:
         raise ReportError("no run has a record for the README: neither a batch of 8 on a GPU nor the CPU case")
     return "\n\n".join(parts)
