@@ -233,8 +233,8 @@ def assert_lists_agree(records: Records, size: tuple[int, int]) -> None:
         assert [row for row in rows if row not in doubtful] == [row for row in expected if row not in doubtful]
 
 
-# Regions of 8x4 tiles: two, few, many, and so many that records come by depth first, pairs with 2048 and 4096 digits.
-GRIDS = [(100, 90), (500, 400), (1000, 900), (2100, 2080), (3000, 2900), (4112, 4100)]
+# Regions of 8x4 tiles: two, and few; more, where records come by depth first, pairs with 256, 2048 and 4096 digits.
+GRIDS = [(100, 90), (500, 400), (1000, 900), (1500, 1000), (2100, 2080), (3000, 2900), (4112, 4100)]
 
 
 @pytest.mark.cuda

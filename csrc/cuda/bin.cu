@@ -78,10 +78,12 @@ int group_slices(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
 }
 
 // Which of two ways to order by region and depth: what a block sorts in shared memory is the faster while there is little
-// of it, in a list and in an image.
-constexpr int64_t kFewOfImage = 96 << 10;
-bool sorts_in_groups(int64_t n_images, RegionGrid grid, int64_t record_capacity) {
-  if (grid.regions() > kMostGroups || record_capacity > min_of(kMostRecords, kFewOfImage * n_images)) return false;
+// of it, in a list and in an image, and where lists are not so many that most have next to nothing. It takes 12 bytes a
+// pair that there is room for, of which records over many tiles need few: they are pairs of tiles.
+constexpr int64_t kFewOfImage = 96 << 10, kMostSliced = 128, kFewTiles = 64, kLittleRoom = 64 << 10;
+bool sorts_in_groups(int64_t n_images, RegionGrid grid, int64_t record_capacity, int64_t capacity) {
+  if (grid.regions() > kMostSliced || record_capacity > min_of(kMostRecords, kFewOfImage * n_images)) return false;
+  if (capacity > kFewTiles * record_capacity + kLittleRoom) return false;
   const int64_t lists = n_images * grid.regions() * group_slices(n_images, grid, record_capacity);
   return guessed_pairs(record_capacity) <= kFewPairs * lists;
 }
@@ -252,7 +254,7 @@ BinScratch lay_out(Arena& arena, int64_t n_images, RegionGrid grid, int64_t reco
 }  // namespace
 
 BinScratch bin_scratch(Arena& arena, int64_t n_images, RegionGrid grid, int64_t record_capacity, int64_t capacity) {
-  const bool in_groups = sorts_in_groups(n_images, grid, record_capacity);
+  const bool in_groups = sorts_in_groups(n_images, grid, record_capacity, capacity);
   const int64_t begin = arena.size();
   const BinScratch scratch = lay_out(arena, n_images, grid, record_capacity, capacity, in_groups);
   if (in_groups) {
@@ -278,7 +280,7 @@ void boxes_cuda(const BinParams<float>& p, const BinScratch& s, cudaStream_t str
 void bin_cuda(const BinParams<float>& p, const BinScratch& s, Counts* counts, const HostMail* mail,
               cudaStream_t stream) {
   const RegionGrid grid = region_grid(p.tiles_x, p.tiles_y);
-  const bool in_groups = sorts_in_groups(p.n_images, grid, p.record_capacity);
+  const bool in_groups = sorts_in_groups(p.n_images, grid, p.record_capacity, p.capacity);
   const BinKernelParams b = {p,
                              s,
                              grid,
