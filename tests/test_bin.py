@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import random
 from typing import Any
 
 import pytest
@@ -406,6 +407,20 @@ def test_memory_of_the_caller_matters_nothing(size, monkeypatch):
                 assert not offsets[:-1].any()
                 assert bool((written == -7).all())
                 assert int(torch.ops.rapfast.bin(*tensors, columns, rows, 0, told)[0][-1]) == n
+
+
+@pytest.mark.skipif(not hasattr(bin_module.native, "bin_scratch_size"), reason="built without CUDA")
+def test_scratch_for_many_images_serves_fewer():
+    """Whichever way each is ordered in: `Renderer` makes it once, for the most views. Needs no GPU."""
+    pick = random.Random(0)
+    for _ in range(3000):
+        tiles_x, tiles_y, images = pick.randrange(1, 260), pick.randrange(1, 140), pick.randrange(1, 41)
+        room = {"record_capacity": int(10 ** pick.uniform(0, 6.7)), "capacity": int(10 ** pick.uniform(0, 7.5))}
+
+        def size(n: int, tiles_x: int = tiles_x, tiles_y: int = tiles_y, room: dict[str, int] = room) -> int:
+            return bin_module.native.bin_scratch_size(n_images=n, tiles_x=tiles_x, tiles_y=tiles_y, **room)
+
+        assert size(pick.randrange(1, images + 1)) <= size(images), (tiles_x, tiles_y, images, room)
 
 
 def test_nothing_to_list(device):

@@ -17,7 +17,7 @@ constexpr int kFewGroups = 512, kMostGroups = 1024;  // regions, times slices, o
 constexpr int kGroupThreads = 256;
 constexpr int kPartBits = 8, kPart = 1 << kPartBits;  // records of a chunk that are looked at together
 static_assert(kPart == kGroupThreads, "one each");
-constexpr int kMostChunks = 768;       // of all records there is room for, so of an image's too
+constexpr int kMostChunks = 768;  // of all records there is room for, so of an image's too
 
 // Records of a chunk, as a power of two: no more chunks than a block of the sort has room to know.
 int group_chunk_bits(int64_t record_capacity) {
@@ -45,16 +45,16 @@ template <int kBins>
 struct GroupShared {
   using R = Ranking<kBins, kGroupThreads, 1>;
   typename R::Shared ranking;
-  float4 records[2][kPart];  // the halves of each
+  float4 records[2][kPart];    // the halves of each
   uint64_t boxes[kPart];
   uint32_t keys[kPart];
-  uint32_t ends[kPart];      // pairs of the records up to this one
-  uint32_t places[kBins];            // the chunk's pairs of a group; then where its next one goes
+  uint32_t ends[kPart];        // pairs of the records up to this one
+  uint32_t places[kBins];      // the chunk's pairs of a group; then where its next one goes
   uint32_t warp_sums[kGroupThreads / 32];
   uint4 samples[kSamples / 4];
-  uint32_t cuts[kMostSlices];        // the key that slice s + 1 begins with
-  uint64_t first;                    // where the chunk's pairs begin
-  uint32_t n_pairs;                  // that it has
+  uint32_t cuts[kMostSlices];  // the key that slice s + 1 begins with
+  uint64_t first;              // where the chunk's pairs begin
+  uint32_t n_pairs;            // that it has
 };
 
 __device__ __forceinline__ int slice_bits(const BinKernelParams& b) { return __ffs(b.slices) - 1; }
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
 
 constexpr int kSortThreads = 256, kSortWarps = kSortThreads / 32;
 constexpr int kMostSortedBits = 12, kMostSorted = 1 << kMostSortedBits;  // pairs that lie in shared memory at once
-constexpr uint32_t kFullBucket = 24;      // pairs of as good as the same depth that are compared one with another
+constexpr uint32_t kFullBucket = 24;       // pairs of as good as the same depth that are compared one with another
 constexpr uint32_t kNoKey = kMostKey + 1;  // comes behind that of any record
 
 struct SortShared {
