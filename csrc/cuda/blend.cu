@@ -302,7 +302,7 @@ enum class Order { kNone, kLongFirst, kHalves };
 
 // Blocks that are to fit a multiprocessor: the most with which nothing is spilled on sm_80, sm_89 and sm_90, as far as
 // more of them still pay.
-constexpr int min_blocks(int channels, bool keep_state, Order order) {
+constexpr int min_blocks(int channels, Order order) {
   if (channels > 16) return order == Order::kNone ? 4 : 3;
   if (channels > 4) return 1;
   if (order == Order::kNone) return 8;
@@ -310,7 +310,7 @@ constexpr int min_blocks(int channels, bool keep_state, Order order) {
 }
 
 template <int kChannels, bool kKeepState, Order kOrder>
-__global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kKeepState, kOrder))
+__global__ void __launch_bounds__(kWindow, min_blocks(kChannels, kOrder))
     blend_kernel(BlendParams<float> p, float* __restrict__ transmittances, int32_t* __restrict__ last_ids) {
   __shared__ Shared<kChannels> shared;
   wait_for_kernel_before();
