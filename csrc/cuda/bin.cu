@@ -1,6 +1,6 @@
 // Stage 3 on the GPU: each image's pairs of records and regions of 8x4 tiles, by region and depth, then dealt out to the
 // lists of the region's tiles (bin_tiles.cuh). Ties keep the records' order, which is Gaussian order. There are two ways
-// to the former, of which the number of records that there is room for decides; the lists are the same.
+// to the former, between which what there is room for decides; the lists are the same.
 //
 // Few: by region first, and then by depth in shared memory (bin_groups.cuh).
 //
