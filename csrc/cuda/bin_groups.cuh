@@ -184,15 +184,11 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
     __syncthreads();
     const uint32_t n_pairs = shared.ends[kPart - 1];
     for (uint32_t done = 0; done < n_pairs; done += R::kChunk) {
-      uint32_t tags[R::kItems], own[R::kOwn], valid = 0;
-      uint2 pairs[R::kItems];
-      uint32_t keys[R::kItems];
-#pragma unroll
-      for (int j = 0; j < R::kItems; ++j) {
-        const uint32_t k = done + R::slot(j);
-        tags[j] = 0;
-        if (k >= n_pairs) continue;
-        valid |= 1u << j;
+      uint32_t tag[1] = {}, own[R::kOwn], key;
+      uint2 pair;
+      const uint32_t k = done + R::slot(0);
+      const bool exists = k < n_pairs;
+      if (exists) {
         const uint32_t r = first_above(shared.ends, kPart, k);
         const TileBox box(shared.boxes[r]), regions = box.regions();
         const uint32_t in_box = k - (r == 0 ? 0 : shared.ends[r - 1]);
@@ -201,18 +197,16 @@ __global__ void __launch_bounds__(kGroupThreads, 4) group_kernel(const __grid_co
         const uint32_t x = regions.x0() + in_box - row * regions.width(), y = regions.y0() + row;
         const float4 u = shared.records[0][r], v = shared.records[1][r];
         const Record<float> record = {u.x, u.y, u.z, u.w, v.x, v.y, v.z, v.w};
-        keys[j] = shared.keys[r];
-        tags[j] = (y * uint32_t(b.grid.regions_x) + x) * uint32_t(b.slices) + slice_of(shared.cuts, b.slices, keys[j]);
-        pairs[j] = make_uint2(chunk_first + from + r, tiles_reached<1>(b.p, record, box, x, y));
+        key = shared.keys[r];
+        tag[0] = (y * uint32_t(b.grid.regions_x) + x) * uint32_t(b.slices) + slice_of(shared.cuts, b.slices, key);
+        pair = make_uint2(chunk_first + from + r, tiles_reached<1>(b.p, record, box, x, y));
       }
-      R::run(shared.ranking, tags, valid, own);
+      R::run(shared.ranking, tag, exists, own);
       __syncthreads();
-#pragma unroll
-      for (int j = 0; j < R::kItems; ++j) {
-        if ((valid >> j & 1u) == 0) continue;
-        const uint32_t at = shared.places[R::digit_of(tags[j])] + R::place_of(shared.ranking, tags[j]);
-        b.s.grouped[at] = pairs[j];
-        b.s.grouped_keys[at] = keys[j];
+      if (exists) {
+        const uint32_t at = shared.places[R::digit_of(tag[0])] + R::place_of(shared.ranking, tag[0]);
+        b.s.grouped[at] = pair;
+        b.s.grouped_keys[at] = key;
       }
       __syncthreads();
 #pragma unroll
@@ -457,8 +451,7 @@ __device__ __noinline__ void sort_long(const BinKernelParams& b, SortShared& sha
       found += __reduce_add_sync(kFullWarp, of_warp);
       if (!wanted) continue;
       b.s.pairs[begin + done + at] = b.s.grouped[source];
-      if (count == 0) continue;
-      shared.keys[0][at] = key;
+      if (count != 0) shared.keys[0][at] = key;
     }
     __syncthreads();
     if (count != 0) {
@@ -521,7 +514,9 @@ __global__ void __launch_bounds__(kSortThreads, 4) sort_kernel(const __grid_cons
   const int n_units = int(radix::chunks_of(n, kUnit));
   constexpr int kAtOnce = 4;
   if (!is_long && n != 0) {
-    for (int i = thread; i < n_units * kRegionTiles; i += kSortThreads) shared.unit_counts[i / kRegionTiles][i % kRegionTiles] = 0;
+    for (int i = thread; i < n_units * kRegionTiles; i += kSortThreads) {
+      shared.unit_counts[i / kRegionTiles][i % kRegionTiles] = 0;
+    }
     spread_sources(shared, n_runs);
     __syncthreads();
     uint32_t lowest = 0xffffffffu, highest = 0;
